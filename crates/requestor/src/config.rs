@@ -1,0 +1,180 @@
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use shared::amqp::BrokerConfig;
+use shared::config::{SecretUrl, duration};
+use shared::http::ServerLimits;
+use shared::telemetry::LogConfig;
+use shared::{database, topology};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `config/requestor.toml`: every key, its default and its reason.
+pub const DEFAULTS: &str = include_str!("../../../config/requestor.toml");
+
+/// The requestor's configuration. What each key means is written in [`DEFAULTS`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct Config {
+    pub group: String,
+    pub http: HttpConfig,
+    pub broker: BrokerConfig,
+    pub store: StoreConfig,
+    pub operations: OperationsConfig,
+    pub redrive: RedriveConfig,
+    pub kinds: BTreeMap<String, KindConfig>,
+    pub log: LogConfig,
+}
+
+/// The section `[http]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
+    pub allow_anonymous: bool,
+    pub public_url: String,
+    pub body_bytes_max: usize,
+    #[serde(with = "duration")]
+    pub body_timeout: Duration,
+    #[serde(with = "duration")]
+    pub wait_max: Duration,
+    pub waiters_max: usize,
+    pub page_size_max: usize,
+    pub limits: ServerLimits,
+}
+
+/// The section `[store]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct StoreConfig {
+    pub url: SecretUrl,
+}
+
+/// The section `[operations]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct OperationsConfig {
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    #[serde(with = "duration")]
+    pub timeout_max: Duration,
+    #[serde(with = "duration")]
+    pub retention: Duration,
+}
+
+/// The section `[redrive]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct RedriveConfig {
+    #[serde(with = "duration")]
+    pub unconfirmed: Duration,
+    #[serde(with = "duration")]
+    pub quiet: Duration,
+    #[serde(with = "duration")]
+    pub quiet_max: Duration,
+    #[serde(with = "duration")]
+    pub unroutable_max: Duration,
+}
+
+/// One of the sections `[kinds.…]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct KindConfig {
+    #[serde(default, with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<PathBuf>,
+}
+
+mod optional_duration {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => shared::config::duration::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| shared::config::duration::parse(&text).map_err(D::Error::custom)).transpose()
+    }
+}
+
+impl Config {
+    /// The defaults, then `file`, then the environment.
+    ///
+    /// # Errors
+    /// In one line, which key is wrong and why.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let config: Self = shared::config::load(DEFAULTS, "REQUESTOR", file)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(topology::is_group(&self.group), "group {:?}: use a-z, 0-9 and hyphens", self.group);
+        self.broker.validate()?;
+        database::validate_url(self.store.url.expose()).context("store.url")?;
+        self.http.validate()?;
+        anyhow::ensure!(
+            self.http.body_bytes_max < self.broker.message_bytes_max,
+            "http.body_bytes_max must be below broker.message_bytes_max, or a request could be accepted and not sent"
+        );
+        let operations = &self.operations;
+        anyhow::ensure!(operations.timeout_max >= operations.timeout, "operations.timeout is above timeout_max");
+        for (kind, settings) in &self.kinds {
+            anyhow::ensure!(topology::is_kind(kind), "kinds.{kind:?}: use a-z, 0-9, dots, hyphens, underscores");
+            let timeout = settings.timeout.unwrap_or(operations.timeout);
+            anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
+        }
+        anyhow::ensure!(self.redrive.quiet <= self.redrive.quiet_max, "redrive.quiet is above redrive.quiet_max");
+        Ok(())
+    }
+}
+
+impl HttpConfig {
+    fn validate(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.allow_anonymous || self.listen.ip().is_loopback(),
+            "http.listen {} can be reached from other machines by anyone; set http.allow_anonymous if that is meant",
+            self.listen
+        );
+        if !self.public_url.is_empty() {
+            let url = url::Url::parse(&self.public_url).context("http.public_url")?;
+            anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "http.public_url must be http:// or https://");
+        }
+        anyhow::ensure!(self.limits.connections_max > 0, "http.limits.connections_max must be at least 1");
+        anyhow::ensure!(self.page_size_max > 0, "http.page_size_max must be at least 1");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        let config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.kinds["order.place"].timeout, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn listening_to_everyone_must_be_meant() {
+        let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
+        config.http.listen = "0.0.0.0:8080".parse().unwrap();
+        assert!(config.validate().unwrap_err().to_string().contains("allow_anonymous"));
+    }
+}

@@ -1,0 +1,153 @@
+//! The HTTP side: routes in one place, each group of handlers in a file.
+
+mod error;
+mod operations;
+mod prefer;
+mod requests;
+mod view;
+
+use crate::config::{Config, HttpConfig};
+use crate::gateway::Gateway;
+use crate::kinds::Kinds;
+use crate::operation::{Operation, Rules};
+use crate::pace::Pace;
+use crate::store::{Store, StoreError};
+use crate::watch::Watch;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use error::problem_response;
+use shared::amqp::Status;
+use shared::message::OperationId;
+use shared::problem::Problem;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// A waiter reads the record at least this often, in case a wake-up is lost.
+const WAIT_POLL: Duration = Duration::from_secs(2);
+
+/// What the handlers need.
+#[derive(Clone, Debug)]
+pub(crate) struct App(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    http: HttpConfig,
+    timeout_max: Duration,
+    unconfirmed: Duration,
+    kinds: Kinds,
+    store: Store,
+    gateway: Gateway,
+    watch: Watch,
+    pace: Pace,
+    waiters: Semaphore,
+    shutdown: CancellationToken,
+}
+
+impl App {
+    pub(crate) fn new(
+        config: &Config,
+        kinds: Kinds,
+        (store, gateway, watch, pace): (Store, Gateway, Watch, Pace),
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            http: config.http.clone(),
+            timeout_max: config.operations.timeout_max,
+            unconfirmed: config.redrive.unconfirmed,
+            kinds,
+            store,
+            gateway,
+            watch,
+            pace,
+            waiters: Semaphore::new(config.http.waiters_max),
+            shutdown,
+        }))
+    }
+
+    /// The operation when it has ended or `wait` is over, whichever is first; at once when too many wait already.
+    async fn wait(&self, id: OperationId, wait: Duration) -> Result<Option<Operation>, StoreError> {
+        let until = Instant::now() + wait;
+        let slot = if wait.is_zero() { None } else { self.0.waiters.try_acquire().ok() };
+        let Some(_slot) = slot else { return self.0.store.get(id).await };
+        // Subscribed before reading, so that no change in between is missed.
+        let mut changes = self.0.watch.subscribe(id);
+        loop {
+            let operation = self.0.store.get(id).await?;
+            let ended = operation.as_ref().is_none_or(Operation::has_ended);
+            if ended || Instant::now() >= until || self.0.shutdown.is_cancelled() {
+                return Ok(operation);
+            }
+            tokio::select! {
+                () = changes.changed() => {}
+                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
+                () = self.0.shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// The absolute URL of an operation.
+    fn operation_url(&self, headers: &HeaderMap, id: OperationId) -> String {
+        let base = match self.0.http.public_url.trim_end_matches('/') {
+            "" => {
+                let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+                format!("http://{}", host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned))
+            }
+            url => url.to_owned(),
+        };
+        format!("{base}/v1/operations/{id}")
+    }
+}
+
+/// All routes.
+pub(crate) fn router(app: App) -> Router {
+    let ready = {
+        let gateway = app.0.gateway.clone();
+        move || readiness(&gateway.broker())
+    };
+    Router::new()
+        .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/operations", get(operations::list))
+        .route("/v1/operations/{id}", get(operations::status))
+        .route("/v1/operations/{id}/result", get(operations::result))
+        .merge(shared::http::health_routes(ready))
+        .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
+        .method_not_allowed_fallback(|| async {
+            problem_response(&Problem::new("method-not-allowed", 405, "Method not allowed", "see the header Allow"))
+        })
+        .layer(middleware::from_fn(common_headers))
+        .with_state(app)
+}
+
+/// Answers change from one moment to the next, and what a provider made must not run as a page of ours.
+async fn common_headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    response
+}
+
+/// Requests are accepted while the broker is away, since the store has them; readiness says that they wait.
+fn readiness(broker: &Status) -> Response {
+    let (status, state, detail) = match broker {
+        Status::Connected => (StatusCode::OK, "connected", None),
+        Status::Blocked(reason) => (StatusCode::SERVICE_UNAVAILABLE, "blocked", Some(reason)),
+        Status::Away(reason) => (StatusCode::SERVICE_UNAVAILABLE, "away", Some(reason)),
+    };
+    let body = serde_json::json!({ "ready": status == StatusCode::OK, "broker": state, "detail": detail });
+    (status, axum::Json(body)).into_response()
+}
+
+/// How long after its creation a request that could not be sent at once is sent by the sweeper, and other rules.
+#[must_use]
+pub(crate) fn rules(config: &Config) -> Rules {
+    Rules { retention: config.operations.retention, quiet: config.redrive.quiet }
+}

@@ -1,0 +1,132 @@
+use super::App;
+use super::error::Error;
+use super::prefer::Prefer;
+use super::view::{OperationView, PREFERENCE_APPLIED, insert};
+use crate::operation::{Operation, State as OperationState};
+use crate::store::{Filter, STATUSES};
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+use shared::message::OperationId;
+use shared::problem::Problem;
+
+/// Operations in a page unless the caller says otherwise.
+const PAGE_SIZE: usize = 50;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StatusQuery {
+    #[serde(default = "yes")]
+    redirect: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `GET /v1/operations/{id}`: how far it is; 303 to the result once there is one. `Prefer: wait=N` waits for the end.
+pub(super) async fn status(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Result<Query<StatusQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
+    let prefer = Prefer { respond_async: false, ..Prefer::from_headers(&headers) };
+    let wait = prefer.wait_at_most(app.0.http.wait_max);
+    let operation = app.wait(parse_id(&id)?, wait).await?.ok_or_else(Error::not_found)?;
+    let redirects = query.redirect && operation.state == OperationState::Succeeded;
+    let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
+    let mut response = app.operation_response(status, &operation, &headers);
+    if redirects {
+        let url = app.operation_url(&headers, operation.id);
+        insert(&mut response, header::LOCATION, &format!("{url}/result"));
+    }
+    if let Some(applied) = prefer.applied() {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    Ok(response)
+}
+
+/// `GET /v1/operations/{id}/result`: the result, or the problem that the operation ended with.
+pub(super) async fn result(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Error> {
+    let operation = find(&app, &id).await?;
+    if operation.has_ended() {
+        return app.outcome_response(&operation).await;
+    }
+    let problem = Problem::new("not-finished", 404, "Not finished", "the operation has no result yet");
+    Err(Error { problem, retry_after_seconds: Some(app.0.pace.retry_after(&operation, Timestamp::now())) })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct ListQuery {
+    kind: Option<String>,
+    status: Option<String>,
+    page_size: Option<usize>,
+    page_token: Option<String>,
+}
+
+/// `GET /v1/operations`: newest first, in pages.
+pub(super) async fn list(
+    State(app): State<App>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
+    let size = query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max);
+    let filter = Filter {
+        kind: query.kind.clone(),
+        status: query.status.as_deref().map(status_filter).transpose()?,
+        before: query.page_token.as_deref().map(page_token).transpose()?,
+        limit: size + 1,
+    };
+    let mut found = app.0.store.list(filter).await?;
+    let more = found.len() > size;
+    found.truncate(size);
+    let next = found.last().filter(|_| more).map(|last| last.id);
+    let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
+    let views: Vec<_> = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
+    let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
+    if let Some(next) = next {
+        let link = format!("<{}>; rel=\"next\"", next_page(&query, size, next));
+        insert(&mut response, header::LINK, &link);
+    }
+    Ok(response)
+}
+
+fn next_page(query: &ListQuery, size: usize, next: OperationId) -> String {
+    let mut parameters = url::form_urlencoded::Serializer::new(String::new());
+    for (name, value) in [("kind", &query.kind), ("status", &query.status)] {
+        if let Some(value) = value {
+            parameters.append_pair(name, value);
+        }
+    }
+    parameters.append_pair("pageSize", &size.to_string()).append_pair("pageToken", &next.to_string());
+    format!("/v1/operations?{}", parameters.finish())
+}
+
+fn status_filter(given: &str) -> Result<&'static str, Error> {
+    STATUSES
+        .into_iter()
+        .find(|status| *status == given)
+        .ok_or_else(|| Error::bad_request(format!("status is one of {}", STATUSES.join(", "))))
+}
+
+fn page_token(given: &str) -> Result<OperationId, Error> {
+    given.parse().map_err(|_| Error::bad_request("pageToken is not one that a page gave"))
+}
+
+async fn find(app: &App, id: &str) -> Result<Operation, Error> {
+    app.0.store.get(parse_id(id)?).await?.ok_or_else(Error::not_found)
+}
+
+/// What is no id names no operation.
+fn parse_id(id: &str) -> Result<OperationId, Error> {
+    id.parse().map_err(|_| Error::not_found())
+}

@@ -1,0 +1,125 @@
+use super::App;
+use super::error::Error;
+use super::prefer::Prefer;
+use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, insert};
+use crate::operation::Operation;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use shared::message::Content;
+use shared::problem::Problem;
+use std::time::Duration;
+
+/// The longest `traceparent` that is passed on: version 00 has 55 characters (W3C Trace Context).
+const TRACEPARENT_BYTES_MAX: usize = 55;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SubmitQuery {
+    priority: Option<u8>,
+}
+
+/// `POST /v1/requests/{kind}`: stores the request, sends it, and answers 202; or the result if the caller waits and
+/// it comes in time.
+pub(super) async fn submit(
+    State(app): State<App>,
+    kind: Result<Path<String>, axum::extract::rejection::PathRejection>,
+    query: Result<Query<SubmitQuery>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Error> {
+    let Path(name) = kind.map_err(|error| Error::bad_request(error.body_text()))?;
+    let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
+    if query.priority.is_some_and(|priority| priority > 9) {
+        return Err(Error::bad_request("priority is a number from 0 to 9"));
+    }
+    let kind = app.0.kinds.get(&name)?;
+    require_json(&headers)?;
+    let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
+    let body = read_body(&app, body).await?;
+    let request: Value = serde_json::from_slice(&body).map_err(not_json)?;
+    kind.validate(&request)?;
+
+    let now = Timestamp::now();
+    let mut operation = Operation::new(&name, now, timeout, app.0.unconfirmed);
+    operation.priority = query.priority;
+    operation.traceparent = traceparent(&headers);
+    let content = Content::json(body);
+    app.0.store.create(operation.clone(), content.clone()).await?;
+    metrics::counter!("arr_operations_accepted_total", "kind" => name).increment(1);
+    app.0.gateway.dispatch(&operation, content, now);
+    answer(&app, operation, &headers).await
+}
+
+async fn answer(app: &App, mut operation: Operation, headers: &HeaderMap) -> Result<Response, Error> {
+    let prefer = Prefer::from_headers(headers);
+    let wait = prefer.wait_at_most(app.0.http.wait_max);
+    if !wait.is_zero() {
+        // The request is accepted whatever happens now; a store that cannot be read leaves it at 202.
+        operation = app.wait(operation.id, wait).await.ok().flatten().unwrap_or(operation);
+    }
+    let url = app.operation_url(headers, operation.id);
+    let mut response = match (wait.is_zero(), operation.has_ended()) {
+        (false, true) => {
+            let mut response = app.outcome_response(&operation).await?;
+            insert(&mut response, header::CONTENT_LOCATION, &format!("{url}/result"));
+            insert(&mut response, OPERATION_LOCATION, &url);
+            response
+        }
+        _ => {
+            let mut response = app.operation_response(StatusCode::ACCEPTED, &operation, headers);
+            insert(&mut response, header::LOCATION, &url);
+            response
+        }
+    };
+    if let Some(applied) = prefer.applied() {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    Ok(response)
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), Error> {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(Error::unsupported_media_type(given)) }
+}
+
+fn timeout(headers: &HeaderMap, default: Duration, longest: Duration) -> Result<Duration, Error> {
+    let Some(value) = headers.get("operation-timeout") else { return Ok(default) };
+    let text = value.to_str().map_err(|_| Error::bad_request("Operation-Timeout is not text"))?;
+    let timeout = shared::config::duration::parse(text)
+        .map_err(|error| Error::bad_request(format!("Operation-Timeout: {error}")))?;
+    if timeout.is_zero() || timeout > longest {
+        let longest = longest.as_secs();
+        return Err(Error::bad_request(format!("Operation-Timeout is more than 0 and at most {longest}s")));
+    }
+    Ok(timeout)
+}
+
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    (value.len() <= TRACEPARENT_BYTES_MAX).then(|| value.to_owned())
+}
+
+async fn read_body(app: &App, body: Body) -> Result<Bytes, Error> {
+    let limit = app.0.http.body_bytes_max;
+    let read = axum::body::to_bytes(body, limit);
+    match tokio::time::timeout(app.0.http.body_timeout, read).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length_limit(&error) => Err(Error::too_large(limit)),
+        Ok(Err(_)) => Err(Error::bad_request("the body ended early")),
+        Err(_) => Err(Problem::new("too-slow", 408, "Request too slow", "the body did not come in time").into()),
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+}
+
+fn not_json(error: serde_json::Error) -> Error {
+    Problem::new("not-json", 400, "The request is not JSON", error.to_string()).into()
+}

@@ -1,0 +1,112 @@
+use super::App;
+use super::error::problem_response;
+use crate::operation::{LateOutcome, Operation, State};
+use crate::store::status_name;
+use axum::Json;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+use shared::message::{Content, OperationId};
+use shared::problem::Problem;
+
+pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
+pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct OperationView<'a> {
+    id: OperationId,
+    kind: &'a str,
+    status: &'static str,
+    created_at: Timestamp,
+    last_updated_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent_complete: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    step: u32,
+    attempt: u32,
+    deadline: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_location: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Problem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    late_outcome: Option<&'a LateOutcome>,
+}
+
+impl<'a> OperationView<'a> {
+    pub(super) fn new(operation: &'a Operation, url: &str) -> Self {
+        let progress = match &operation.state {
+            State::Running(progress) => Some(progress),
+            State::NotStarted | State::Succeeded | State::Failed(_) => None,
+        };
+        let succeeded = operation.state == State::Succeeded;
+        Self {
+            id: operation.id,
+            kind: &operation.kind,
+            status: status_name(operation),
+            created_at: operation.created_at,
+            last_updated_at: operation.updated_at,
+            percent_complete: if succeeded { Some(100.0) } else { progress.and_then(|progress| progress.percent) },
+            message: progress.and_then(|progress| progress.message.as_deref()),
+            step: operation.step,
+            attempt: operation.attempt,
+            deadline: operation.deadline,
+            expires_at: operation.expires_at,
+            result_location: succeeded.then(|| format!("{url}/result")),
+            error: match &operation.state {
+                State::Failed(problem) => Some(problem),
+                State::NotStarted | State::Running(_) | State::Succeeded => None,
+            },
+            late_outcome: operation.late_outcome.as_ref(),
+        }
+    }
+}
+
+impl App {
+    /// An operation as a response; while it is open with `Retry-After`.
+    pub(super) fn operation_response(
+        &self,
+        status: StatusCode,
+        operation: &Operation,
+        headers: &HeaderMap,
+    ) -> Response {
+        let url = self.operation_url(headers, operation.id);
+        let mut response = (status, Json(OperationView::new(operation, &url))).into_response();
+        if !operation.has_ended() {
+            let seconds = self.0.pace.retry_after(operation, Timestamp::now());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        insert(&mut response, OPERATION_LOCATION, &url);
+        response
+    }
+
+    /// The result of an operation that has ended, or the problem that it ended with.
+    pub(super) async fn outcome_response(&self, operation: &Operation) -> Result<Response, super::error::Error> {
+        if let State::Failed(problem) = &operation.state {
+            return Ok(problem_response(problem));
+        }
+        let content = self.0.store.result(operation.id).await?.ok_or_else(super::error::Error::not_found)?;
+        Ok(content_response(content))
+    }
+}
+
+fn content_response(content: Content) -> Response {
+    let content_type = HeaderValue::from_str(&content.content_type)
+        .unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"));
+    let mut response = content.body.into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// Sets a header whose value was made here or is a URL; a value that HTTP cannot carry is left out.
+pub(super) fn insert(response: &mut Response, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}

@@ -1,0 +1,87 @@
+//! What can be asked for, and what a request of each kind must look like.
+
+use crate::config::{Config, KindConfig};
+use anyhow::Context;
+use jsonschema::Validator;
+use serde_json::{Value, json};
+use shared::problem::Problem;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Violations that are told at most; a body of many small mistakes must not make a large answer.
+const VIOLATIONS_MAX: usize = 50;
+
+/// The kinds that this requestor knows.
+#[derive(Debug)]
+pub(crate) struct Kinds(BTreeMap<String, Kind>);
+
+/// One kind.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// How long an operation of this kind may take unless the caller says otherwise.
+    pub timeout: Duration,
+    validator: Option<Validator>,
+}
+
+impl Kinds {
+    /// Compiles the schemas: those that come with the product and those the configuration names.
+    ///
+    /// # Errors
+    /// Which file is not there or no JSON Schema.
+    pub(crate) fn load(config: &Config) -> anyhow::Result<Self> {
+        let mut built_in: HashMap<_, _> = shared::schema::built_in().into_iter().collect();
+        let mut kinds = BTreeMap::new();
+        for (name, settings) in &config.kinds {
+            let schema = match read_schema(name, settings)? {
+                None => built_in.remove(name.as_str()),
+                given => given,
+            };
+            let validator = schema
+                .map(|schema| jsonschema::validator_for(&schema).map_err(|e| anyhow::anyhow!("schema of {name}: {e}")))
+                .transpose()?;
+            let timeout = settings.timeout.unwrap_or(config.operations.timeout);
+            kinds.insert(name.clone(), Kind { timeout, validator });
+        }
+        Ok(Self(kinds))
+    }
+
+    /// The kind of that name.
+    ///
+    /// # Errors
+    /// A problem that names the known kinds.
+    pub(crate) fn get(&self, name: &str) -> Result<&Kind, Problem> {
+        self.0.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.0.keys().cloned().collect();
+            let detail = format!("there is no kind {name:?}; known are {}", known.join(", "));
+            Problem::new("unknown-kind", 404, "Unknown kind", detail).with("kinds", known)
+        })
+    }
+}
+
+fn read_schema(name: &str, settings: &KindConfig) -> anyhow::Result<Option<Value>> {
+    let Some(path) = &settings.schema else { return Ok(None) };
+    let text = std::fs::read(path).with_context(|| format!("kinds.{name}.schema: cannot read {}", path.display()))?;
+    let schema = serde_json::from_slice(&text).with_context(|| format!("kinds.{name}.schema: {}", path.display()))?;
+    Ok(Some(schema))
+}
+
+impl Kind {
+    /// Checks a request against the kind's schema.
+    ///
+    /// # Errors
+    /// A problem with every violation and the JSON pointer (RFC 6901) of what violates.
+    pub(crate) fn validate(&self, request: &Value) -> Result<(), Problem> {
+        let Some(validator) = &self.validator else { return Ok(()) };
+        let violations: Vec<Value> = validator
+            .iter_errors(request)
+            .take(VIOLATIONS_MAX)
+            .map(|error| json!({ "pointer": error.instance_path().to_string(), "detail": error.to_string() }))
+            .collect();
+        if violations.is_empty() {
+            return Ok(());
+        }
+        let detail = format!("{} violation(s) of the schema; see errors", violations.len());
+        Err(Problem::new("invalid-request", 422, "The request does not fit its schema", detail)
+            .with("errors", violations))
+    }
+}

@@ -1,0 +1,59 @@
+//! The requestor: HTTP in front, RabbitMQ behind, and a record of every operation in between.
+#![forbid(unsafe_code)]
+
+/// The configuration and its annotated defaults.
+pub mod config;
+/// What an operation is and how it changes.
+pub mod operation;
+
+/// Sends requests and takes what comes back.
+mod gateway;
+mod http;
+mod kinds;
+mod pace;
+/// Where operations are kept.
+pub mod store;
+mod sweeper;
+mod watch;
+
+/// The command line.
+pub mod cli;
+
+use crate::config::Config;
+use anyhow::Context;
+use gateway::Gateway;
+use pace::Pace;
+use std::pin::pin;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use watch::Watch;
+
+/// Runs the requestor on `listener` until `shutdown`, and returns when what was under way has ended.
+///
+/// # Errors
+/// What keeps it from starting, or that its store can no longer be trusted.
+pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    shared::telemetry::init_metrics();
+    let kinds = kinds::Kinds::load(&config)?;
+    let store = Store::open(config.store.url.expose(), http::rules(&config)).context("store")?;
+    let (watch, pace) = (Watch::default(), Pace::default());
+    let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());
+    tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
+
+    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());
+    // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
+    let http_ended = CancellationToken::new();
+    let mut server = pin!(async {
+        let served = shared::http::serve(listener, http::router(app), &config.http.limits, &shutdown).await;
+        http_ended.cancel();
+        served
+    });
+    let background = async {
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper::run(&store, &gateway, &http_ended));
+    };
+    tokio::select! {
+        (served, ()) = async { tokio::join!(&mut server, background) } => served,
+        () = store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
+    }
+}

@@ -1,0 +1,53 @@
+//! Where operations are kept. The only place with SQL.
+
+mod sqlite;
+
+pub use sqlite::Store;
+
+use crate::operation::{Change, Operation};
+use jiff::Timestamp;
+use shared::message::OperationId;
+
+pub use shared::database::DatabaseError as StoreError;
+
+/// Which operations to list, newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only this kind.
+    pub kind: Option<String>,
+    /// Only this status, as [`status_name`] gives it.
+    pub status: Option<&'static str>,
+    /// Only those before this one.
+    pub before: Option<OperationId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// What applying an event did.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The operation after it.
+    pub operation: Operation,
+    /// The change.
+    pub change: Change,
+}
+
+/// That a request was sent, or could not be.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// The operation.
+    pub id: OperationId,
+    /// How often it has been sent now.
+    pub sends: u32,
+    /// When to send it again unless something is heard of it.
+    pub next_send_at: Timestamp,
+}
+
+/// The five statuses of an operation (Azure REST guidelines), by their number in the tables.
+pub const STATUSES: [&str; 5] = ["NotStarted", "Running", "Succeeded", "Failed", "Canceled"];
+
+/// The status of `operation`.
+#[must_use]
+pub fn status_name(operation: &Operation) -> &'static str {
+    STATUSES[sqlite::status_number(operation)]
+}

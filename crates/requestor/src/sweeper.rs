@@ -1,0 +1,65 @@
+//! What happens because time has passed: requests are sent again, operations given up, old ones forgotten.
+
+use crate::gateway::Gateway;
+use crate::operation::Event;
+use crate::store::{Store, StoreError};
+use jiff::Timestamp;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often the store is asked what is due.
+const EVERY: Duration = Duration::from_millis(250);
+/// How many operations are read or changed at a time, so that submits go on in between.
+const BATCH: usize = 256;
+
+/// Sweeps until `shutdown`.
+pub(crate) async fn run(store: &Store, gateway: &Gateway, shutdown: &CancellationToken) {
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        if let Err(error) = sweep(store, gateway).await {
+            tracing::warn!(%error, "cannot sweep now");
+        }
+    }
+}
+
+async fn sweep(store: &Store, gateway: &Gateway) -> Result<(), StoreError> {
+    let now = Timestamp::now();
+    give_up(store, gateway, now).await?;
+    send(store, gateway, now).await?;
+    while store.purge(now, BATCH).await? == BATCH {}
+    Ok(())
+}
+
+/// Gives up operations whose deadline has passed.
+async fn give_up(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(), StoreError> {
+    loop {
+        let overdue = store.overdue(now, BATCH).await?;
+        for &id in &overdue {
+            if let Some(applied) = store.apply(id, Event::Deadline, now).await? {
+                gateway.changed(&applied.operation, &applied.change);
+            }
+        }
+        if overdue.len() < BATCH {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends what was never sent, or what nothing has been heard of for too long.
+async fn send(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(), StoreError> {
+    let due = store.to_send(now, BATCH).await?;
+    for (operation, content) in due {
+        if operation.sends > 0 {
+            metrics::counter!("arr_redrives_total", "kind" => operation.kind.clone()).increment(1);
+        }
+        if !gateway.dispatch(&operation, content, now) {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+use super::BrokerConfig;
+use crate::message::Message;
+use futures_util::future::{join_all, try_join_all};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation};
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Why a message was not published, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// No queue takes it: nobody has ever served this kind, or the reply queue is gone.
+    #[error("no queue takes the message")]
+    Unroutable,
+    /// The broker refused it, for example because the queue is full.
+    #[error("the broker refused the message")]
+    Refused,
+    /// It may or may not have been published: the session failed or the confirm did not come in time.
+    #[error("it is not known whether the message was published")]
+    Unknown,
+    /// More messages wait than `broker.publish_queue_max`.
+    #[error("too many messages wait to be published")]
+    Full,
+    /// The payload is larger than `broker.message_bytes_max`.
+    #[error("the payload has {0} bytes, more than broker.message_bytes_max")]
+    TooLarge(usize),
+}
+
+struct Job {
+    message: Message,
+    done: Option<oneshot::Sender<Result<(), PublishError>>>,
+}
+
+/// Publishes messages; cheap to clone, lives as long as the process and outlasts sessions.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    jobs: mpsc::Sender<Job>,
+    message_bytes_max: usize,
+}
+
+/// The other end of a [`Publisher`]: one task owns it and publishes in batches.
+#[derive(Debug)]
+pub struct PublishQueue {
+    jobs: mpsc::Receiver<Job>,
+    batch_max: usize,
+    confirm_timeout: Duration,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.message.message_id.fmt(f)
+    }
+}
+
+/// A publisher and its queue.
+#[must_use]
+pub fn publisher(config: &BrokerConfig) -> (Publisher, PublishQueue) {
+    let (sender, jobs) = mpsc::channel(config.publish_queue_max);
+    let publisher = Publisher { jobs: sender, message_bytes_max: config.message_bytes_max };
+    let queue = PublishQueue { jobs, batch_max: config.publish_batch_max, confirm_timeout: config.confirm_timeout };
+    (publisher, queue)
+}
+
+impl Publisher {
+    /// Publishes `message` and waits until the broker has it, however long there is no broker.
+    ///
+    /// # Errors
+    /// [`PublishError`]; after [`PublishError::Unknown`] publishing again with the same message id is right.
+    pub async fn publish(&self, message: Message) -> Result<(), PublishError> {
+        self.check(&message)?;
+        let (done, confirmed) = oneshot::channel();
+        self.jobs.send(Job { message, done: Some(done) }).await.map_err(|_| PublishError::Unknown)?;
+        confirmed.await.unwrap_or(Err(PublishError::Unknown))
+    }
+
+    /// Takes `message` if there is room and lets the caller wait for the confirm.
+    ///
+    /// # Errors
+    /// [`PublishError::Full`] or [`PublishError::TooLarge`] at once; the future's as [`Publisher::publish`]'s.
+    pub fn try_publish(
+        &self,
+        message: Message,
+    ) -> Result<impl Future<Output = Result<(), PublishError>> + use<>, PublishError> {
+        self.check(&message)?;
+        let (done, confirmed) = oneshot::channel();
+        self.jobs.try_send(Job { message, done: Some(done) }).map_err(|_| PublishError::Full)?;
+        Ok(async move { confirmed.await.unwrap_or(Err(PublishError::Unknown)) })
+    }
+
+    /// Publishes `message` if there is room, and forgets it: for progress, which may be lost.
+    pub fn hint(&self, message: Message) {
+        if self.check(&message).is_ok() {
+            let _ = self.jobs.try_send(Job { message, done: None });
+        }
+    }
+
+    fn check(&self, message: &Message) -> Result<(), PublishError> {
+        match message.body.len() {
+            size if size > self.message_bytes_max => Err(PublishError::TooLarge(size)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PublishQueue {
+    /// Publishes batch after batch on `channel`, which nothing else may publish on.
+    ///
+    /// A batch ends with a barrier: all its confirms are awaited before a returned message is told from a routed
+    /// one. lapin gives a returned message to whichever confirm completes next, so a single confirm proves
+    /// nothing; but when all of a batch are there, so are all its returned messages, and their ids tell.
+    pub(super) async fn publish_on(&mut self, channel: &Channel, user: Option<&str>) -> anyhow::Result<()> {
+        let mut batch = Vec::with_capacity(self.batch_max);
+        while self.jobs.recv_many(&mut batch, self.batch_max).await > 0 {
+            let confirmations = tokio::time::timeout(self.confirm_timeout, publish_batch(channel, user, &batch))
+                .await
+                .map_err(|_| anyhow::anyhow!("no confirm within {:?}", self.confirm_timeout))??;
+            let returned: HashSet<ShortString> = confirmations.iter().filter_map(returned_id).collect();
+            for (job, confirmation) in batch.drain(..).zip(&confirmations) {
+                let result = match confirmation {
+                    Confirmation::Nack(_) | Confirmation::NotRequested => Err(PublishError::Refused),
+                    Confirmation::Ack(_) if returned.contains(&job.message.message_id) => Err(PublishError::Unroutable),
+                    Confirmation::Ack(_) => Ok(()),
+                };
+                if let Some(done) = job.done {
+                    let _ = done.send(result);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn publish_batch(channel: &Channel, user: Option<&str>, batch: &[Job]) -> lapin::Result<Vec<Confirmation>> {
+    // Polled in order by this one task, so that delivery tags and frames keep the same order.
+    let published = join_all(batch.iter().map(|job| publish(channel, user, &job.message))).await;
+    try_join_all(published.into_iter().collect::<lapin::Result<Vec<_>>>()?).await
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that publishes")]
+async fn publish(channel: &Channel, user: Option<&str>, message: &Message) -> lapin::Result<lapin::PublisherConfirm> {
+    let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
+    let mut properties = message.properties.clone();
+    if let Some(user) = user.and_then(|user| ShortString::try_new(user).ok()) {
+        // The broker checks it against the connection's user, so that a receiver can trust it.
+        properties = properties.with_user_id(user);
+    }
+    channel
+        .basic_publish(message.exchange.into(), message.routing_key.clone(), options, &message.body, properties)
+        .await
+}
+
+fn returned_id(confirmation: &Confirmation) -> Option<ShortString> {
+    match confirmation {
+        Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+            returned.delivery.properties.message_id().clone()
+        }
+        _ => None,
+    }
+}

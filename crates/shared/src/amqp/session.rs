@@ -1,0 +1,208 @@
+use super::PublishQueue;
+use crate::config::{SecretUrl, duration};
+use anyhow::Context;
+use futures_util::StreamExt;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A lost peer is noticed after two to two and a half heartbeats; RabbitMQ advises 5 to 20 seconds.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// The first pause before another attempt to connect.
+const RECONNECT_MIN: Duration = Duration::from_millis(100);
+/// How long closing a connection politely may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The section `[broker]` of both configuration files.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// `amqp://` or `amqps://user:password@host:port/vhost`.
+    pub url: SecretUrl,
+    /// How long connecting may take, the AMQP handshake included.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// The longest pause between two attempts to connect.
+    #[serde(with = "duration")]
+    pub reconnect_max: Duration,
+    /// How long a confirm may take before the message counts as unknown.
+    #[serde(with = "duration")]
+    pub confirm_timeout: Duration,
+    /// How many messages are published before their confirms are awaited together.
+    pub publish_batch_max: usize,
+    /// How many messages may wait to be published.
+    pub publish_queue_max: usize,
+    /// The largest payload, in bytes.
+    pub message_bytes_max: usize,
+}
+
+impl BrokerConfig {
+    /// The URL as lapin wants it, with our heartbeat unless it names one, and `/` for an empty virtual host.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn uri(&self) -> anyhow::Result<AMQPUri> {
+        let parsed: Result<AMQPUri, String> = self.url.expose().parse();
+        let mut uri = parsed.map_err(|error| anyhow::anyhow!("broker.url {}: {error}", self.url))?;
+        if uri.vhost.is_empty() {
+            uri.vhost = "/".into();
+        }
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        Ok(uri)
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// Which key is wrong and why.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.uri()?;
+        for (key, value) in [
+            ("publish_batch_max", self.publish_batch_max),
+            ("publish_queue_max", self.publish_queue_max),
+            ("message_bytes_max", self.message_bytes_max),
+        ] {
+            anyhow::ensure!(value > 0, "broker.{key} must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// What is known of the broker, for readiness.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Not connected, and why.
+    Away(String),
+    /// Connected.
+    Connected,
+    /// Connected, but a resource alarm at the broker stops publishing.
+    Blocked(String),
+}
+
+impl Status {
+    /// A status to start with.
+    #[must_use]
+    pub fn channel() -> watch::Sender<Self> {
+        watch::Sender::new(Self::Away("not connected yet".into()))
+    }
+}
+
+/// Two connections: the broker stops reading from one that publishes during a resource alarm, and
+/// acknowledgements must not wait behind that.
+#[derive(Debug)]
+pub struct Session {
+    publish: Connection,
+    consume: Connection,
+    user: Option<String>,
+}
+
+impl Session {
+    async fn open(config: &BrokerConfig, name: &str) -> anyhow::Result<Self> {
+        let uri = config.uri()?;
+        let user = Some(uri.authority.userinfo.username.clone()).filter(|user| !user.is_empty());
+        let connect = |role: &str| {
+            let properties = ConnectionProperties::default().with_connection_name(format!("{name} {role}").into());
+            Connection::connect_uri(uri.clone(), properties)
+        };
+        let both = async { futures_util::try_join!(connect("publish"), connect("consume")) };
+        let (publish, consume) = tokio::time::timeout(config.connect_timeout, both).await.with_context(|| {
+            format!("no connection within {}", humantime::format_duration(config.connect_timeout))
+        })??;
+        Ok(Self { publish, consume, user })
+    }
+
+    /// A channel for declaring and consuming.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn consume_channel(&self) -> anyhow::Result<Channel> {
+        super::call("opening a channel", self.consume.create_channel()).await
+    }
+
+    /// Publishes what comes through `queue` on a channel of its own until the session fails or the queue ends.
+    ///
+    /// # Errors
+    /// Why the channel can no longer be used; what was under way then is unknown.
+    pub async fn publish_from(&self, queue: &mut PublishQueue) -> anyhow::Result<()> {
+        let channel = super::call("opening a channel", self.publish.create_channel()).await?;
+        super::call("confirm.select", channel.confirm_select(Default::default())).await?;
+        queue.publish_on(&channel, self.user.as_deref()).await
+    }
+
+    /// Follows the connections' events until one of them is lost.
+    async fn lost(&self, status: &watch::Sender<Status>) -> anyhow::Error {
+        let mut events = futures_util::stream::select(self.publish.events_listener(), self.consume.events_listener());
+        while self.publish.status().connected() && self.consume.status().connected() {
+            match events.next().await {
+                Some(Event::ConnectionBlocked(reason)) => drop(status.send_replace(Status::Blocked(reason))),
+                Some(Event::ConnectionUnblocked) => drop(status.send_replace(Status::Connected)),
+                Some(Event::Error(error)) if !self.publish.status().connected() => return error.into(),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        anyhow::anyhow!("connection lost")
+    }
+
+    async fn close(self) {
+        let goodbye = |connection: Connection| async move {
+            if connection.status().connected() {
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "goodbye".into())).await;
+            }
+        };
+        tokio::join!(goodbye(self.publish), goodbye(self.consume));
+    }
+}
+
+/// Runs `serve` on one session after another until it returns `Ok`, which it does once `shutdown` is cancelled.
+///
+/// Whatever fails in a session ends it: consumers, channels and topology are made anew in the next, after a pause
+/// that grows from 100 ms to `reconnect_max` with full jitter and starts over after a session that held.
+pub async fn supervise(
+    config: &BrokerConfig,
+    name: &str,
+    status: &watch::Sender<Status>,
+    shutdown: &CancellationToken,
+    mut serve: impl AsyncFnMut(&Session) -> anyhow::Result<()>,
+) {
+    let mut pause = RECONNECT_MIN;
+    while !shutdown.is_cancelled() {
+        let opened = tokio::select! {
+            opened = Session::open(config, name) => opened,
+            () = shutdown.cancelled() => return,
+        };
+        let started = Instant::now();
+        let error = match opened {
+            Ok(session) => {
+                status.send_replace(Status::Connected);
+                tracing::info!(broker = %config.url, "connected");
+                let result = tokio::select! {
+                    biased;
+                    result = serve(&session) => result,
+                    error = session.lost(status) => Err(error),
+                };
+                session.close().await;
+                match result {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        if started.elapsed() > config.reconnect_max {
+            pause = RECONNECT_MIN;
+        }
+        tracing::warn!(broker = %config.url, error = format!("{error:#}"), "broker away");
+        status.send_replace(Status::Away(format!("{error:#}")));
+        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::select! {
+            () = tokio::time::sleep(jittered) => {}
+            () = shutdown.cancelled() => return,
+        }
+        pause = (pause * 2).min(config.reconnect_max);
+    }
+}

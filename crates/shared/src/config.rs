@@ -1,0 +1,218 @@
+use anyhow::Context;
+use config::{Config, Environment, File, FileFormat};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use url::Url;
+
+/// Loads a configuration: `defaults`, which are part of the binary, then `file`, then the environment.
+///
+/// `REQUESTOR_BROKER__URL` is the key `broker.url`, and `REQUESTOR_BROKER__URL_FILE` names a file that holds its
+/// value, for secrets.
+///
+/// # Errors
+/// In one line: which key, in which file or variable, is unknown or has a value that does not fit.
+pub fn load<T: DeserializeOwned>(defaults: &str, prefix: &str, file: Option<&Path>) -> anyhow::Result<T> {
+    load_from(defaults, prefix, file, environment(prefix)?)
+}
+
+fn load_from<T: DeserializeOwned>(
+    defaults: &str,
+    prefix: &str,
+    file: Option<&Path>,
+    environment: HashMap<String, String>,
+) -> anyhow::Result<T> {
+    let mut builder = Config::builder().add_source(File::from_str(defaults, FileFormat::Toml));
+    if let Some(path) = file {
+        builder = builder.add_source(File::from(path).format(FileFormat::Toml));
+    }
+    // Without prefix_separator the variable would have to be REQUESTOR__BROKER__URL. Values are not parsed here:
+    // that would turn the password 00123 into 123, and strings deserialise into numbers anyway.
+    let variables =
+        Environment::with_prefix(prefix).prefix_separator("_").separator("__").source(Some(environment.clone()));
+    let loaded = builder.add_source(variables).build()?;
+    loaded.try_deserialize().map_err(|error| {
+        let names = environment.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let hint = if names.is_empty() { String::new() } else { format!(" (set in the environment: {names})") };
+        anyhow::anyhow!("configuration: {error}{hint}")
+    })
+}
+
+/// The variables that start with `prefix`, with those that end in `_FILE` replaced by what the file holds.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(prefix: &str) -> anyhow::Result<HashMap<String, String>> {
+    let wanted = format!("{prefix}_");
+    let mut variables = HashMap::new();
+    for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with(&wanted)) {
+        match name.strip_suffix("_FILE") {
+            Some(key) => {
+                let secret = std::fs::read_to_string(&value).with_context(|| format!("{name}: cannot read {value}"))?;
+                variables.insert(key.to_owned(), secret.trim_end_matches(['\r', '\n']).to_owned());
+            }
+            None => drop(variables.insert(name, value)),
+        }
+    }
+    Ok(variables)
+}
+
+/// A URL that may hold a password, which is never shown or logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    /// Takes any text; who uses it checks it.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// The URL with its password.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Url::parse(&self.0) {
+            Ok(mut url) if url.password().is_some() => {
+                let _ = url.set_password(Some("***"));
+                url.fmt(f)
+            }
+            Ok(_) => f.write_str(&self.0),
+            // What is no URL may still be one with a password and a typing error.
+            Err(_) => f.write_str("(not a URL)"),
+        }
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for SecretUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
+/// Durations as people write them: `30s`, `10m`, `24h`. For `#[serde(with = "duration")]`.
+pub mod duration {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    /// Writes `30s`.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*value))
+    }
+
+    /// Reads `30s`.
+    ///
+    /// # Errors
+    /// When it is not a duration with its unit.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).map_err(D::Error::custom)
+    }
+
+    /// Reads `30s`, `500ms` or `24h`.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> Result<Duration, String> {
+        humantime::parse_duration(text).map_err(|e| format!("{text:?} is no duration such as \"30s\" or \"24h\": {e}"))
+    }
+}
+
+/// Lists as TOML arrays or, for the environment, as text with commas.
+///
+/// # Errors
+/// When it is neither.
+pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        List(Vec<String>),
+        Text(String),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::List(list) => list,
+        Either::Text(text) => {
+            text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        broker: Broker,
+        #[serde(deserialize_with = "list")]
+        kinds: Vec<String>,
+        limits: HashMap<String, u32>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Broker {
+        url: SecretUrl,
+        queue_max: usize,
+    }
+
+    const DEFAULTS: &str = r#"
+        kinds = ["echo"]
+        [broker]
+        url = "amqp://guest:guest@127.0.0.1:5672"
+        queue_max = 10
+        [limits]
+        "order.place" = 3
+    "#;
+
+    fn sample(variables: &[(&str, &str)]) -> anyhow::Result<Sample> {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        load_from(DEFAULTS, "SAMPLE", None, variables)
+    }
+
+    #[test]
+    fn the_environment_overrides_the_defaults() {
+        let set = [("SAMPLE_BROKER__QUEUE_MAX", "20"), ("SAMPLE_KINDS", "echo, order.place")];
+        let config = sample(&set).unwrap();
+        assert_eq!(config.broker.queue_max, 20);
+        assert_eq!(config.kinds, ["echo", "order.place"]);
+        assert_eq!(config.limits["order.place"], 3);
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let unknown = sample(&[("SAMPLE_BROKER__URI", "x")]).unwrap_err().to_string();
+        assert!(unknown.contains("uri") && !unknown.contains('\n'), "{unknown}");
+        let wrong = sample(&[("SAMPLE_BROKER__QUEUE_MAX", "many")]).unwrap_err().to_string();
+        assert!(wrong.contains("broker.queue_max"), "{wrong}");
+    }
+
+    #[test]
+    fn passwords_keep_their_zeros_and_are_not_shown() {
+        let config = sample(&[("SAMPLE_BROKER__URL", "amqp://me:00123@host")]).unwrap();
+        assert_eq!(config.broker.url.expose(), "amqp://me:00123@host");
+        assert_eq!(format!("{} {:?}", config.broker.url, config.broker.url).matches("00123").count(), 0);
+        assert_eq!(SecretUrl::new("me:00123@host:x").to_string().matches("00123").count(), 0);
+    }
+}

@@ -1,0 +1,268 @@
+use anyhow::Context;
+use rusqlite::{Connection, ErrorCode};
+use rusqlite_migration::Migrations;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Writes that are committed together at most. Beyond a few hundred the sync to disk no longer dominates.
+const BATCH_MAX: usize = 256;
+/// Writes that may wait for the writer.
+const QUEUE_MAX: usize = 4096;
+/// How long a lock held by another program, or a full queue, is waited for before the caller is told to come back.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections for reading.
+const READERS: usize = 4;
+/// Prepared statements kept for each connection.
+const STATEMENTS: usize = 64;
+
+/// Why the database did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseError {
+    /// Locked by another program, or more writes wait than it can take: later it may work.
+    #[error("the database is busy")]
+    Busy,
+    /// The disk is full: nothing was written.
+    #[error("the disk is full")]
+    Full,
+    /// Anything else.
+    #[error("the database failed: {0}")]
+    Failed(String),
+}
+
+impl From<rusqlite::Error> for DatabaseError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+type Completion = Box<dyn FnOnce(Result<(), DatabaseError>)>;
+type Job = Box<dyn FnOnce(&Connection) -> Completion + Send>;
+
+/// An SQLite database with one writer, which commits what waits together, and a few readers.
+///
+/// A write is durable when it returns: WAL with `synchronous=FULL`, one sync for all the writes of a batch.
+/// The file belongs to one process at a time.
+#[derive(Clone, Debug)]
+pub struct Sqlite(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    jobs: mpsc::Sender<Job>,
+    readers: Mutex<Vec<Connection>>,
+    reader_slots: Semaphore,
+    failed: CancellationToken,
+    _lock: File,
+}
+
+impl Sqlite {
+    /// Opens `sqlite://path/to/file.db`, creates it if it is not there, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// What is wrong with the URL, the file, its settings or its tables; and when another process has it open.
+    pub fn open(url: &str, migrations: &Migrations<'_>) -> anyhow::Result<Self> {
+        let path = path_of(url)?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        let lock = lock(&path)?;
+        let mut writer = connect(&path)?;
+        migrations.to_latest(&mut writer).with_context(|| format!("cannot bring {} up to date", path.display()))?;
+        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        let failed = CancellationToken::new();
+        let fail = failed.clone();
+        std::thread::Builder::new().name("sqlite-writer".into()).spawn(move || {
+            write_batches(&writer, queue);
+            fail.cancel();
+        })?;
+        let (readers, reader_slots) = (Mutex::default(), Semaphore::new(READERS));
+        Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, _lock: lock })))
+    }
+
+    /// Runs `job` in a transaction and returns when it is durable. If `job` fails, what it did is undone.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then nothing of `job` is in the database.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let (done, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let outcome = in_savepoint(connection, job).map_err(DatabaseError::from);
+            Box::new(move |committed| drop(done.send(committed.and(outcome))))
+        });
+        self.0.jobs.send_timeout(job, BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
+        result.await.unwrap_or_else(|_| Err(DatabaseError::Failed("the writer has stopped".into())))
+    }
+
+    /// Runs `job` on a connection for reading, off the runtime's threads.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let _slot = self.0.reader_slots.acquire().await.map_err(|_| DatabaseError::Busy)?;
+        let inner = Arc::clone(&self.0);
+        let read = move || -> Result<T, DatabaseError> {
+            let idle = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => connect(&inner.path).map_err(|error| DatabaseError::Failed(format!("{error:#}")))?,
+            };
+            let result = job(&connection)?;
+            inner.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            Ok(result)
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DatabaseError::Failed(e.to_string())))
+    }
+
+    /// Returns when the writer has stopped because the file can no longer be trusted; the process must not go on.
+    pub async fn failed(&self) {
+        self.0.failed.cancelled().await;
+    }
+}
+
+/// Checks that `url` is one this build can open.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn validate_url(url: &str) -> anyhow::Result<()> {
+    path_of(url).map(drop)
+}
+
+fn path_of(url: &str) -> anyhow::Result<PathBuf> {
+    match url.strip_prefix("sqlite://") {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        Some(_) => anyhow::bail!("{url} names no file; write sqlite://data/name.db"),
+        None => anyhow::bail!("only sqlite:// databases are supported so far; write sqlite://data/name.db"),
+    }
+}
+
+/// SQLite's own locks would let two processes in, but what one instance knows of running work the other does not.
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::create(&name).with_context(|| format!("cannot create {}", Path::new(&name).display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("another process uses {}: an SQLite file serves one instance", path.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn connect(path: &Path) -> anyhow::Result<Connection> {
+    let connection = Connection::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    let mode: String = connection.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
+    connection.execute_batch("pragma synchronous = full; pragma foreign_keys = on; pragma cache_size = -16000")?;
+    let synchronous: i64 = connection.query_row("pragma synchronous", [], |row| row.get(0))?;
+    // Read back: a file system without shared memory refuses WAL silently.
+    anyhow::ensure!(mode == "wal" && synchronous == 2, "{} cannot be made durable: {mode}", path.display());
+    Ok(connection)
+}
+
+fn in_savepoint<T>(
+    connection: &Connection,
+    job: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.prepare_cached("savepoint job")?.execute([])?;
+    let result = job(connection);
+    if result.is_err() {
+        connection.prepare_cached("rollback to job")?.execute([])?;
+    }
+    connection.prepare_cached("release job")?.execute([])?;
+    result
+}
+
+fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.push(job);
+        }
+        let (completions, result) = write_batch(connection, batch);
+        let untrusted = result.as_ref().is_err_and(is_untrusted);
+        let result = result.map_err(DatabaseError::from);
+        for complete in completions {
+            complete(result.clone());
+        }
+        if untrusted {
+            tracing::error!(?result, "the database can no longer be trusted");
+            return;
+        }
+    }
+}
+
+fn write_batch(connection: &Connection, batch: Vec<Job>) -> (Vec<Completion>, rusqlite::Result<()>) {
+    if let Err(error) = connection.execute_batch("begin immediate") {
+        // Dropping the jobs would tell their callers that the writer has stopped; this tells them why.
+        let completions = batch.into_iter().map(|job| job(connection)).collect();
+        return (completions, Err(error));
+    }
+    let completions = batch.into_iter().map(|job| job(connection)).collect();
+    let result = connection.execute_batch("commit");
+    if result.is_err() && !connection.is_autocommit() {
+        let _ = connection.execute_batch("rollback");
+    }
+    (completions, result)
+}
+
+/// After a failed sync nobody knows what the file holds (SQLite, "How To Corrupt", and the kernel's fsync semantics).
+fn is_untrusted(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite_migration::M;
+
+    fn open(folder: &Path) -> anyhow::Result<Sqlite> {
+        let url = format!("sqlite://{}/test.db", folder.display());
+        Sqlite::open(&url, &Migrations::new(vec![M::up("create table numbers (n integer primary key)")]))
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("arr-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        folder
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_takes_nothing_with_it() {
+        let folder = scratch("savepoint");
+        let database = open(&folder).unwrap();
+        let insert = |n: i64| database.write(move |c| c.execute("insert into numbers values (?)", [n]));
+        let (a, b, c) = tokio::join!(insert(1), insert(1), insert(2));
+        assert!(a.is_ok() && c.is_ok());
+        assert!(matches!(b, Err(DatabaseError::Failed(_))));
+        let count = database.read(|c| c.query_row("select count(*) from numbers", [], |row| row.get::<_, i64>(0)));
+        assert_eq!(count.await, Ok(2));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_second_process_is_refused() {
+        let folder = scratch("lock");
+        let first = open(&folder).unwrap();
+        assert!(open(&folder).unwrap_err().to_string().contains("another process"));
+        drop(first);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

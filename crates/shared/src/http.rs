@@ -1,0 +1,125 @@
+use crate::config::duration;
+use crate::telemetry;
+use anyhow::Context;
+use axum::Router;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// How long the health check waits.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a connection may take, and how many there may be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerLimits {
+    /// How long a request's head may take, and how long a kept connection may be idle.
+    #[serde(with = "duration")]
+    pub header_timeout: Duration,
+    /// Connections open at once; further ones wait in the listen queue.
+    pub connections_max: usize,
+    /// How long requests under way may take to end after SIGTERM.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+}
+
+/// Serves `router` until `shutdown`, then lets requests under way finish.
+///
+/// An accept loop of our own, since `axum::serve` sets no deadline for a request's head.
+///
+/// # Errors
+/// Never so far; a connection's failure is its own.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: &ServerLimits,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let service = TowerToHyperService::new(router.layer(CatchPanicLayer::new()));
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
+    let slots = Arc::new(Semaphore::new(limits.connections_max));
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &slots) => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        let (stream, slot) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Such as too many open files: others must close first.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+        let connection = graceful.watch(connection);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(limits.drain, graceful.shutdown()).await;
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> anyhow::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await?;
+    let (stream, _) = listener.accept().await?;
+    // Small answers must not wait for the peer's acknowledgement (Nagle's algorithm).
+    stream.set_nodelay(true)?;
+    Ok((stream, slot))
+}
+
+/// `/healthz` (the process answers), `/readyz` (what `ready` says) and `/metrics` (Prometheus).
+pub fn health_routes<S, R>(ready: impl Fn() -> R + Clone + Send + Sync + 'static) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    R: IntoResponse + 'static,
+{
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(move || async move { ready() }))
+        .route("/metrics", get(|| async { telemetry::render_metrics() }))
+}
+
+/// Asks the service that listens at `listen` whether it is healthy; for container health checks.
+///
+/// # Errors
+/// Why it is not.
+pub async fn check(listen: SocketAddr) -> anyhow::Result<()> {
+    let mut address = listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: health\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.take(4096).read_to_end(&mut answer).await?;
+        anyhow::ensure!(answer.starts_with(b"HTTP/1.1 200"), "{address}/healthz does not answer 200");
+        Ok(())
+    };
+    tokio::time::timeout(CHECK_TIMEOUT, ask).await.with_context(|| format!("{address} does not answer"))?
+}

@@ -1,0 +1,20 @@
+//! The payloads of the kinds that come with the product: one module a kind, JSON in camelCase, unknown fields
+//! refused. The JSON Schema made from these types is what the requestor validates with.
+
+pub mod order;
+pub mod risk;
+
+use serde_json::Value;
+
+/// The kind that answers with what it was sent: any JSON.
+pub const ECHO: &str = "echo";
+
+/// The kinds that come with the product, each with the JSON Schema of its request.
+#[must_use]
+pub fn built_in() -> Vec<(&'static str, Value)> {
+    vec![
+        (ECHO, Value::Bool(true)),
+        (order::KIND, schemars::schema_for!(order::Order).to_value()),
+        (risk::KIND, schemars::schema_for!(risk::RiskRequest).to_value()),
+    ]
+}

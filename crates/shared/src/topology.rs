@@ -1,0 +1,157 @@
+//! Names and arguments of everything that is declared at the broker.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+
+/// Requests: direct exchange, routing key = kind. No alternate exchange, for it would hide that nobody listens.
+pub const REQUEST: &str = "arr.request";
+/// Replies: direct exchange, routing key = the reply queue's name.
+pub const REPLY: &str = "arr.reply";
+/// Progress: direct exchange, routing key = the progress queue's name.
+pub const PROGRESS: &str = "arr.progress";
+/// Dead letters: direct exchange, routing key = kind.
+pub const DEAD: &str = "arr.dead";
+
+/// Deliveries of a request that kill their provider before it becomes a dead letter (N+1 in all).
+const DELIVERY_LIMIT: i32 = 5;
+/// Replies and dead letters are never given up; from RabbitMQ 4.0 on the default of 20 would drop them.
+const DELIVERY_LIMIT_NONE: i32 = 1_000_000;
+/// Requests that wait in one queue at most; beyond that the broker refuses and the requestor keeps them.
+const REQUESTS_MAX: i32 = 1_000_000;
+/// Progress reports that wait at most; beyond that the oldest are dropped.
+const PROGRESS_MAX: i32 = 10_000;
+
+/// The queue that holds requests of `kind`.
+#[must_use]
+pub fn request_queue(kind: &str) -> String {
+    format!("arr.request.{kind}")
+}
+
+/// The queue that holds replies for a requestor group; also its return address.
+#[must_use]
+pub fn reply_queue(group: &str) -> String {
+    format!("arr.reply.{group}")
+}
+
+/// The queue that holds progress reports for a requestor group.
+#[must_use]
+pub fn progress_queue(group: &str) -> String {
+    format!("arr.progress.{group}")
+}
+
+/// The queue that holds dead letters of `kind`.
+#[must_use]
+pub fn dead_queue(kind: &str) -> String {
+    format!("arr.dead.{kind}")
+}
+
+/// Whether `name` may name a group: lower-case letters, digits and hyphens, 63 at most.
+#[must_use]
+pub fn is_group(name: &str) -> bool {
+    is_name(name, b"-")
+}
+
+/// Whether `name` may name a kind: as a group, with dots and underscores, such as `order.place`.
+#[must_use]
+pub fn is_kind(name: &str) -> bool {
+    is_name(name, b"-._")
+}
+
+fn is_name(name: &str, punctuation: &[u8]) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    matches!(name.len(), 1..=63)
+        && name.bytes().next().is_some_and(plain)
+        && name.bytes().all(|byte| plain(byte) || punctuation.contains(&byte))
+}
+
+/// Declares what a provider of `kinds` needs.
+///
+/// # Errors
+/// What the broker says, such as 406 when a queue exists with other arguments.
+pub async fn declare_for_provider(channel: &Channel, kinds: &[String]) -> lapin::Result<()> {
+    declare_exchanges(channel).await?;
+    for kind in kinds {
+        declare_dead_queue(channel, kind).await?;
+        let mut arguments = quorum(DELIVERY_LIMIT);
+        arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
+        arguments.insert("x-dead-letter-routing-key".into(), text(kind));
+        // At-least-once dead-lettering works only together with reject-publish (RabbitMQ, "Quorum Queues").
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(REQUESTS_MAX));
+        declare_bound(channel, &request_queue(kind), REQUEST, kind, arguments).await?;
+    }
+    Ok(())
+}
+
+/// Declares what a requestor of `group` needs that asks for `kinds`.
+///
+/// # Errors
+/// What the broker says, such as 406 when a queue exists with other arguments.
+pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[String]) -> lapin::Result<()> {
+    declare_exchanges(channel).await?;
+    let reply = reply_queue(group);
+    declare_bound(channel, &reply, REPLY, &reply, quorum(DELIVERY_LIMIT_NONE)).await?;
+    let progress = progress_queue(group);
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("classic"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
+    arguments.insert("x-overflow".into(), text("drop-head"));
+    declare_bound(channel, &progress, PROGRESS, &progress, arguments).await?;
+    for kind in kinds {
+        declare_dead_queue(channel, kind).await?;
+    }
+    Ok(())
+}
+
+async fn declare_exchanges(channel: &Channel) -> lapin::Result<()> {
+    for name in [REQUEST, REPLY, PROGRESS, DEAD] {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
+    }
+    Ok(())
+}
+
+async fn declare_dead_queue(channel: &Channel, kind: &str) -> lapin::Result<()> {
+    declare_bound(channel, &dead_queue(kind), DEAD, kind, quorum(DELIVERY_LIMIT_NONE)).await
+}
+
+async fn declare_bound(
+    channel: &Channel,
+    queue: &str,
+    exchange: &'static str,
+    key: &str,
+    arguments: FieldTable,
+) -> lapin::Result<()> {
+    // Groups and kinds are at most 63 bytes, so that no name comes near the limit of 255.
+    let queue = ShortString::from(queue);
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(queue.clone(), options, arguments).await?;
+    channel.queue_bind(queue, exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
+}
+
+fn quorum(delivery_limit: i32) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(delivery_limit));
+    arguments
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_reach_another_queue_are_refused() {
+        for bad in ["", "-a", "A", "a b", "a#", "a*", "a/b", "a\0", "é", &"a".repeat(64)] {
+            assert!(!is_group(bad) && !is_kind(bad), "{bad:?}");
+        }
+        assert!(is_group("team-1") && !is_group("team.1"));
+        assert!(is_kind("order.place") && is_kind("echo"));
+    }
+}
