@@ -1,1 +1,261 @@
-//! .
+//! The provider: takes requests from RabbitMQ, does the work in handlers, and replies.
+//!
+//! A provider of your own is a `main` of ten lines:
+//!
+//! ```no_run
+//! use provider::{Config, Context, Failure, Provider};
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Resize { width: u32 }
+//!
+//! #[derive(serde::Serialize)]
+//! struct Resized { width: u32, height: u32 }
+//!
+//! async fn resize(request: Resize, context: Context) -> Result<Resized, Failure> {
+//!     context.progress(50.0, "resizing");
+//!     Ok(Resized { width: request.width, height: request.width / 2 })
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> anyhow::Result<()> {
+//!     let shutdown = provider::shutdown_on_signal()?;
+//!     Provider::builder(Config::load(None)?).handle("image.resize", resize).build()?.run(shutdown).await
+//! }
+//! ```
+#![forbid(unsafe_code)]
+
+/// The configuration and its annotated defaults.
+pub mod config;
+/// The kinds that come with the product.
+pub mod handlers;
+
+mod context;
+mod handler;
+mod ledger;
+mod worker;
+
+pub use config::Config;
+pub use context::Context;
+pub use handler::Failure;
+pub use ledger::Transaction;
+pub use shared::message::Content;
+pub use shared::problem::Problem;
+
+use anyhow::Context as _;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use handler::Handler;
+use ledger::Ledger;
+use rusqlite::Connection;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shared::amqp::{self, Session, Status};
+use shared::schema;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use worker::Worker;
+
+/// How often the ledger forgets what is past its retention.
+const PURGE_EVERY: Duration = Duration::from_secs(60);
+
+type Prepare = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+
+/// A provider that is ready to run.
+#[derive(Debug)]
+pub struct Provider {
+    config: Config,
+    handlers: BTreeMap<String, Handler>,
+    prepare: PrepareAll,
+}
+
+struct PrepareAll(Vec<Prepare>);
+
+impl std::fmt::Debug for PrepareAll {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} steps", self.0.len())
+    }
+}
+
+/// Collects handlers.
+#[derive(Debug)]
+pub struct Builder(Provider);
+
+impl Provider {
+    /// A provider without handlers.
+    #[must_use]
+    pub fn builder(config: Config) -> Builder {
+        Builder(Self { config, handlers: BTreeMap::new(), prepare: PrepareAll(Vec::new()) })
+    }
+
+    /// A provider of those kinds that come with the product and that `config.kinds` names.
+    ///
+    /// # Errors
+    /// Which kind does not come with the product.
+    pub fn built_in(config: Config) -> anyhow::Result<Self> {
+        let wanted = config.kinds.clone();
+        let inventory = config.orders.inventory.clone();
+        let mut builder = Self::builder(config)
+            .handle_raw(schema::ECHO, handlers::echo::echo)
+            .handle(schema::risk::KIND, handlers::risk::analyze)
+            .handle_transactional(schema::order::KIND, handlers::order::place);
+        let provider = &mut builder.0;
+        if wanted != ["all"] {
+            let known = provider.handlers.keys().cloned().collect::<Vec<_>>().join(", ");
+            if let Some(unknown) = wanted.iter().find(|kind| !provider.handlers.contains_key(*kind)) {
+                anyhow::bail!("kinds: {unknown:?} is not built in; choose from {known}, or \"all\"");
+            }
+            provider.handlers.retain(|kind, _| wanted.contains(kind));
+        }
+        if provider.handlers.contains_key(schema::order::KIND) {
+            builder = builder.prepare_ledger(move |connection| handlers::order::prepare(connection, &inventory));
+        }
+        builder.build()
+    }
+
+    /// Listens on `http.listen` and serves until `shutdown`.
+    ///
+    /// # Errors
+    /// As [`Provider::run_on`], and when it cannot listen.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let listener = shared::http::bind(self.config.http.listen)?;
+        self.run_on(listener, shutdown).await
+    }
+
+    /// Serves until `shutdown`, and returns when what was under way has ended or was given back. Health and metrics
+    /// are on `listener`.
+    ///
+    /// # Errors
+    /// What keeps it from starting, or that its ledger can no longer be trusted.
+    pub async fn run_on(self, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+        shared::telemetry::init_metrics();
+        let Self { config, handlers, prepare } = self;
+        let transactional = handlers.values().any(|handler| matches!(handler, Handler::Transactional(_)));
+        let ledger = match transactional || !prepare.0.is_empty() {
+            true => Some(Ledger::open(config.ledger.url.expose(), prepare.0).await.context("ledger")?),
+            false => None,
+        };
+        tracing::info!(listen = %listener.local_addr()?, group = config.group, "provider ready");
+        let (publisher, mut queue) = amqp::publisher(&config.broker);
+        let worker = Worker::new(config.clone(), handlers, ledger.clone(), publisher);
+        let status = Status::channel();
+        let ready = status.subscribe();
+        let routes = shared::http::health_routes(move || readiness(&ready.borrow()));
+        let name = format!("provider {}", config.group);
+        let ended = CancellationToken::new();
+        let work = async {
+            amqp::supervise(&config.broker, &name, &status, &shutdown, async |session: &Session| {
+                worker.serve(session, &mut queue, &shutdown).await
+            })
+            .await;
+            ended.cancel();
+        };
+        let health = shared::http::serve(listener, routes, &config.http.limits, &ended);
+        tokio::select! {
+            ((), served) = async { tokio::join!(work, health) } => served,
+            () = keep(ledger.as_ref(), config.ledger.retention) => {
+                anyhow::bail!("the ledger can no longer be trusted; see the log")
+            }
+        }
+    }
+}
+
+impl Builder {
+    /// Serves `kind` by a function of a typed request, whose effect is `Pure`: running it twice harms nothing.
+    #[must_use]
+    pub fn handle<Q, P, F>(self, kind: &str, function: impl Fn(Q, Context) -> F + Send + Sync + 'static) -> Self
+    where
+        Q: DeserializeOwned + Send,
+        P: Serialize,
+        F: Future<Output = Result<P, Failure>> + Send + 'static,
+    {
+        self.with(kind, handler::pure(function))
+    }
+
+    /// Serves `kind` by a function of the bytes as they came, whose effect is `Pure`.
+    #[must_use]
+    pub fn handle_raw<F>(self, kind: &str, function: impl Fn(Content, Context) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Content, Failure>> + Send + 'static,
+    {
+        self.with(kind, handler::raw(function))
+    }
+
+    /// Serves `kind` by a function whose effect is `Transactional`: it happens in the ledger's database, in the
+    /// commit that records the outcome, so a repeated request changes nothing and gets the same answer.
+    #[must_use]
+    pub fn handle_transactional<Q, P>(
+        self,
+        kind: &str,
+        function: impl Fn(Q, &Transaction<'_>) -> Result<P, Failure> + Send + Sync + 'static,
+    ) -> Self
+    where
+        Q: DeserializeOwned,
+        P: Serialize,
+    {
+        self.with(kind, handler::transactional(function))
+    }
+
+    /// Runs `prepare` in the ledger's database at every start, to create the tables that a handler needs.
+    #[must_use]
+    pub fn prepare_ledger(
+        mut self,
+        prepare: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    ) -> Self {
+        self.0.prepare.0.push(Box::new(prepare));
+        self
+    }
+
+    /// The provider.
+    ///
+    /// # Errors
+    /// Which name cannot be a kind, or that there are no handlers.
+    pub fn build(self) -> anyhow::Result<Provider> {
+        anyhow::ensure!(!self.0.handlers.is_empty(), "a provider needs at least one handler");
+        for kind in self.0.handlers.keys() {
+            anyhow::ensure!(shared::topology::is_kind(kind), "{kind:?} cannot name a kind: use a-z, 0-9, . - _");
+        }
+        Ok(self.0)
+    }
+
+    fn with(mut self, kind: &str, handler: Handler) -> Self {
+        self.0.handlers.insert(kind.to_owned(), handler);
+        self
+    }
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT, for [`Provider::run`].
+///
+/// # Errors
+/// When the signal handlers cannot be installed.
+pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
+    shared::shutdown::token(&TaskTracker::new())
+}
+
+/// Keeps the ledger small. Returns when it can no longer be trusted.
+async fn keep(ledger: Option<&Ledger>, retention: Duration) {
+    let Some(ledger) = ledger else { return std::future::pending().await };
+    let purge = async {
+        loop {
+            if let Err(error) = ledger.purge(jiff::Timestamp::now(), retention).await {
+                tracing::warn!(%error, "cannot purge the ledger now");
+            }
+            tokio::time::sleep(PURGE_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = purge => {}
+        () = ledger.failed() => {}
+    }
+}
+
+fn readiness(broker: &Status) -> Response {
+    match broker {
+        Status::Connected => (StatusCode::OK, "ready\n".to_owned()).into_response(),
+        Status::Away(reason) | Status::Blocked(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("broker: {reason}\n")).into_response()
+        }
+    }
+}

@@ -23,9 +23,9 @@ use crate::config::Config;
 use anyhow::Context;
 use gateway::Gateway;
 use pace::Pace;
+use std::net::TcpListener;
 use std::pin::pin;
 use store::Store;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use watch::Watch;
 

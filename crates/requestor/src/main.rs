@@ -1,2 +1,10 @@
-//! .
-fn main() {}
+//! The requestor's command line.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use requestor::cli;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main(cli::Arguments::parse())
+}

@@ -81,9 +81,9 @@ impl fmt::Display for SecretUrl {
                 let _ = url.set_password(Some("***"));
                 url.fmt(f)
             }
-            Ok(_) => f.write_str(&self.0),
+            Ok(url) if !url.cannot_be_a_base() => f.write_str(&self.0),
             // What is no URL may still be one with a password and a typing error.
-            Err(_) => f.write_str("(not a URL)"),
+            _ => f.write_str("(not a URL)"),
         }
     }
 }

@@ -36,18 +36,30 @@ pub struct ServerLimits {
     pub drain: Duration,
 }
 
+/// Listens on `address`.
+///
+/// # Errors
+/// Why it cannot: in use, not allowed, or not an address of this machine.
+pub fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let listener =
+        std::net::TcpListener::bind(address).with_context(|| format!("http.listen: cannot listen on {address}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// Serves `router` until `shutdown`, then lets requests under way finish.
 ///
 /// An accept loop of our own, since `axum::serve` sets no deadline for a request's head.
 ///
 /// # Errors
-/// Never so far; a connection's failure is its own.
+/// When the listener cannot be used; a connection's failure is its own.
 pub async fn serve(
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     router: Router,
     limits: &ServerLimits,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
     let service = TowerToHyperService::new(router.layer(CatchPanicLayer::new()));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);

@@ -18,6 +18,8 @@ pub mod amqp;
 pub mod config;
 /// What both stores need: SQLite with one group-commit writer.
 pub mod database;
+/// How a program ends: exit codes and last words.
+pub mod exit;
 /// The HTTP server's accept loop, health endpoints and the health check.
 pub mod http;
 /// SIGTERM and SIGINT as one token.

@@ -1,1 +1,148 @@
-//! cli
+//! The command line: `serve`, and a small client of the HTTP interface.
+
+mod client;
+mod show;
+
+use crate::config::Config;
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use client::Client;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio_util::task::TaskTracker;
+
+/// Takes requests over HTTP, sends them over RabbitMQ, and keeps each operation until its outcome is known.
+#[derive(Debug, Parser)]
+#[command(name = "requestor", version, about)]
+pub struct Arguments {
+    /// A configuration file; only the keys that differ from the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT.
+    Serve,
+    /// Submit a request, and wait for its outcome if asked to.
+    Submit {
+        /// What to ask for, such as order.place.
+        kind: String,
+        /// The request as JSON; @FILE reads a file, - standard input.
+        json: String,
+        /// Wait for the outcome; the exit code is 1 if it is a failure.
+        #[arg(long)]
+        wait: bool,
+        /// Give up after this time, such as 30s; the kind's own timeout unless given.
+        #[arg(long, value_name = "DURATION")]
+        timeout: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Show one operation.
+    Status {
+        /// The operation's id.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Show operations, newest first.
+    List {
+        /// Only this kind.
+        #[arg(long)]
+        kind: Option<String>,
+        /// Only this status: `NotStarted`, Running, Succeeded, Failed or Canceled.
+        #[arg(long)]
+        status: Option<String>,
+        /// How many.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Ask the requestor that runs with this configuration whether it is healthy.
+    Healthcheck,
+    /// Print the effective configuration, with secrets hidden.
+    Config,
+}
+
+/// Which requestor to talk to, and how to show what it says.
+#[derive(Debug, clap::Args)]
+struct Remote {
+    /// The requestor's base URL; where this configuration listens unless given.
+    #[arg(long, env = "ARR_URL")]
+    url: Option<String>,
+    /// Print one JSON document, for machines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command that `arguments` name.
+#[must_use]
+pub fn main(arguments: Arguments) -> ExitCode {
+    let config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return shared::exit::fail(&error, shared::exit::BAD_CONFIGURATION),
+    };
+    match arguments.command {
+        Command::Serve => serve(config),
+        Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
+        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen)),
+        Command::Submit { kind, json, wait, timeout, remote } => shared::exit::run(async move {
+            let client = remote.client(&config)?;
+            let accepted = client.submit(&kind, read_argument(&json)?, timeout.as_deref()).await?;
+            match wait {
+                true => show::outcome(&client, &accepted, remote.json).await,
+                false => show::operation(&accepted, remote.json),
+            }
+        }),
+        Command::Status { id, remote } => shared::exit::run(async move {
+            let operation = remote.client(&config)?.operation(&id, 0).await?;
+            show::operation(&operation, remote.json)
+        }),
+        Command::List { kind, status, limit, remote } => shared::exit::run(async move {
+            let page = remote.client(&config)?.list(kind.as_deref(), status.as_deref(), limit).await?;
+            show::list(&page, remote.json)
+        }),
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    let prepare = || {
+        shared::telemetry::init_logs(&config.log)?;
+        crate::kinds::Kinds::load(&config)?;
+        shared::http::bind(config.http.listen)
+    };
+    match prepare() {
+        Ok(listener) => shared::exit::run(async {
+            let shutdown = shared::shutdown::token(&TaskTracker::new())?;
+            crate::run(config, listener, shutdown).await
+        }),
+        Err(error) => shared::exit::fail(&error, shared::exit::BAD_CONFIGURATION),
+    }
+}
+
+impl Remote {
+    fn client(&self, config: &Config) -> anyhow::Result<Client> {
+        let configured = match config.http.public_url.as_str() {
+            "" => format!("http://{}", config.http.listen),
+            url => url.to_owned(),
+        };
+        Client::new(self.url.as_deref().unwrap_or(&configured))
+    }
+}
+
+fn read_argument(json: &str) -> anyhow::Result<String> {
+    if json == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("standard input")?;
+        return Ok(text);
+    }
+    match json.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}")),
+        None => Ok(json.to_owned()),
+    }
+}

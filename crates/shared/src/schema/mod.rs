@@ -1,5 +1,7 @@
-//! The payloads of the kinds that come with the product: one module a kind, JSON in camelCase, unknown fields
-//! refused. The JSON Schema made from these types is what the requestor validates with.
+//! The payloads of the kinds that come with the product: one module a kind.
+//!
+//! JSON in camelCase, unknown fields refused. The JSON Schema made from these types is what the requestor validates
+//! with.
 
 pub mod order;
 pub mod risk;

@@ -1,0 +1,6 @@
+//! The kinds that come with the product, one file each.
+
+pub(crate) mod echo;
+pub(crate) mod order;
+pub(crate) mod risk;
+pub mod risk_model;

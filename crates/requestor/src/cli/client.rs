@@ -1,0 +1,88 @@
+use anyhow::Context;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::{RequestBuilder, Response, Url, redirect};
+use serde_json::Value;
+use std::time::Duration;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take, beyond what was asked to wait.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A caller of the requestor's HTTP interface.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: Url,
+}
+
+impl Client {
+    pub(super) fn new(base: &str) -> anyhow::Result<Self> {
+        // Only the first call in a process can succeed, and any provider will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let base = Url::parse(base).with_context(|| format!("{base:?} is no URL"))?;
+        anyhow::ensure!(matches!(base.scheme(), "http" | "https"), "{base} is not http:// or https://");
+        let http =
+            reqwest::Client::builder().redirect(redirect::Policy::none()).connect_timeout(CONNECT_TIMEOUT).build()?;
+        Ok(Self { http, base })
+    }
+
+    /// Submits a request and returns the operation.
+    pub(super) async fn submit(&self, kind: &str, json: String, timeout: Option<&str>) -> anyhow::Result<Value> {
+        let mut request =
+            self.http.post(self.url(&["v1", "requests", kind])?).header(CONTENT_TYPE, "application/json").body(json);
+        if let Some(timeout) = timeout {
+            request = request.header("operation-timeout", timeout);
+        }
+        self.json(request).await
+    }
+
+    /// The operation, once it has ended or `wait` seconds are over.
+    pub(super) async fn operation(&self, id: &str, wait: u32) -> anyhow::Result<Value> {
+        let mut url = self.url(&["v1", "operations", id])?;
+        url.set_query(Some("redirect=false"));
+        self.json(self.http.get(url).header("prefer", format!("wait={wait}"))).await
+    }
+
+    /// The result of an operation that has succeeded, with its headers.
+    pub(super) async fn result(&self, id: &str) -> anyhow::Result<(HeaderMap, Vec<u8>)> {
+        let response = self.send(self.http.get(self.url(&["v1", "operations", id, "result"])?)).await?;
+        Ok((response.headers().clone(), response.bytes().await?.to_vec()))
+    }
+
+    /// A page of operations.
+    pub(super) async fn list(&self, kind: Option<&str>, status: Option<&str>, limit: u32) -> anyhow::Result<Value> {
+        let mut url = self.url(&["v1", "operations"])?;
+        url.query_pairs_mut().append_pair("pageSize", &limit.to_string());
+        for (name, value) in [("kind", kind), ("status", status)] {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        self.json(self.http.get(url)).await
+    }
+
+    fn url(&self, segments: &[&str]) -> anyhow::Result<Url> {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| anyhow::anyhow!("{} cannot be a base", self.base))?
+            .pop_if_empty()
+            .extend(segments);
+        Ok(url)
+    }
+
+    async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        self.send(request).await?.json().await.context("the answer is no JSON")
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let sent = request.timeout(ANSWER_TIMEOUT).send().await;
+        let response = sent.with_context(|| format!("{} does not answer; is the requestor running?", self.base))?;
+        if response.status().is_client_error() || response.status().is_server_error() {
+            let status = response.status();
+            let problem: Value = response.json().await.unwrap_or_default();
+            anyhow::bail!("{status}: {}", super::show::problem(&problem));
+        }
+        Ok(response)
+    }
+}

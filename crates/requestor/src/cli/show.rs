@@ -1,0 +1,127 @@
+#![expect(clippy::print_stdout, reason = "the output of commands")]
+
+use super::client::Client;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// How often the progress bar is brought up to date, in seconds.
+const FOLLOW_SECONDS: u32 = 1;
+
+/// One operation.
+pub(super) fn operation(operation: &Value, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return document(operation);
+    }
+    let shown = [
+        "id",
+        "kind",
+        "status",
+        "percentComplete",
+        "message",
+        "createdAt",
+        "lastUpdatedAt",
+        "deadline",
+        "resultLocation",
+    ];
+    for name in shown {
+        if let Some(value) = operation.get(name) {
+            println!("{name:<16} {}", text(value));
+        }
+    }
+    if let Some(error) = operation.get("error") {
+        println!("{:<16} {}", "error", problem(error));
+    }
+    Ok(())
+}
+
+/// Operations as a table.
+pub(super) fn list(page: &Value, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return document(page);
+    }
+    println!("{:<36}  {:<20}  {:<10}  {:>5}  created", "id", "kind", "status", "%");
+    for operation in page["operations"].as_array().into_iter().flatten() {
+        let column = |name: &str| operation.get(name).map(text).unwrap_or_default();
+        let percent = operation["percentComplete"].as_f64().map(|percent| format!("{percent:.0}")).unwrap_or_default();
+        println!(
+            "{:<36}  {:<20}  {:<10}  {percent:>5}  {}",
+            column("id"),
+            column("kind"),
+            column("status"),
+            column("createdAt")
+        );
+    }
+    Ok(())
+}
+
+/// Follows an operation to its end and shows its outcome; an error if it failed.
+pub(super) async fn outcome(client: &Client, accepted: &Value, as_json: bool) -> anyhow::Result<()> {
+    let id = text(&accepted["id"]);
+    let bar = bar();
+    let ended = loop {
+        let operation = client.operation(&id, FOLLOW_SECONDS).await?;
+        let message = operation.get("message").unwrap_or(&operation["status"]);
+        bar.set_message(text(message));
+        bar.set_position(operation["percentComplete"].as_f64().unwrap_or_default() as u64);
+        if !matches!(operation["status"].as_str(), Some("NotStarted" | "Running")) {
+            break operation;
+        }
+    };
+    bar.finish_and_clear();
+    if ended["status"] != "Succeeded" {
+        if as_json {
+            document(&json!({ "operation": ended }))?;
+        }
+        anyhow::bail!("{id} {}: {}", text(&ended["status"]), problem(&ended["error"]));
+    }
+    let (headers, body) = client.result(&id).await?;
+    let result = serde_json::from_slice::<Value>(&body);
+    match (as_json, result) {
+        (true, Ok(result)) => document(&json!({ "operation": ended, "result": result })),
+        (true, Err(_)) => {
+            let content_type = headers.get("content-type").and_then(|value| value.to_str().ok());
+            document(
+                &json!({ "operation": ended, "contentType": content_type, "text": String::from_utf8_lossy(&body) }),
+            )
+        }
+        (false, Ok(result)) => document(&result),
+        (false, Err(_)) => Ok(std::io::stdout().write_all(&body)?),
+    }
+}
+
+/// A problem in one line for people.
+pub(super) fn problem(problem: &Value) -> String {
+    let mut line = problem["title"].as_str().unwrap_or("failed").to_owned();
+    if let Some(detail) = problem["detail"].as_str() {
+        line.push_str(": ");
+        line.push_str(detail);
+    }
+    for error in problem["errors"].as_array().into_iter().flatten() {
+        line.push_str(&format!("; {}: {}", text(&error["pointer"]), text(&error["detail"])));
+    }
+    line
+}
+
+/// A bar on a terminal; elsewhere nothing, so that logs and pipes stay readable.
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(100);
+    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:40}] {pos:>3} % {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn document(value: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
