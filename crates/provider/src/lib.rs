@@ -49,7 +49,7 @@ use ledger::Ledger;
 use rusqlite::Connection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use shared::amqp::{self, Session, Status};
+use shared::amqp::{self, Status, Supervisor};
 use shared::schema;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -146,10 +146,13 @@ impl Provider {
         let name = format!("provider {}", config.group);
         let ended = CancellationToken::new();
         let work = async {
-            amqp::supervise(&config.broker, &name, &status, &shutdown, async |session: &Session| {
-                worker.serve(session, &mut queue, &shutdown).await
-            })
-            .await;
+            let mut supervisor = Supervisor::new(&config.broker, name, &status, &shutdown);
+            while let Some(session) = supervisor.open().await {
+                let result = supervisor.guard(&session, worker.serve(&session, &mut queue, &shutdown)).await;
+                if supervisor.close(session, result).await {
+                    break;
+                }
+            }
             ended.cancel();
         };
         let health = shared::http::serve(listener, routes, &config.http.limits, &ended);

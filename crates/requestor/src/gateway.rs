@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use lapin::Channel;
 use lapin::message::Delivery;
 use rand::RngExt;
-use shared::amqp::{self, PublishError, PublishQueue, Publisher, Session, Settle, Status};
+use shared::amqp::{self, PublishError, PublishQueue, Publisher, Session, Settle, Status, Supervisor};
 use shared::message::{
     self, Content, OperationId, Outcome, Progress, Reply, Request, ReturnAddress, Unreadable, attempt_of, header_number,
 };
@@ -140,12 +140,17 @@ impl Gateway {
     pub(crate) async fn run(&self, config: &Config, queues: Queues, shutdown: &CancellationToken) {
         let Queues { mut publish, confirms } = queues;
         let name = format!("requestor {}", config.group);
-        let sessions = amqp::supervise(&config.broker, &name, &self.0.status, shutdown, async |session: &Session| {
-            tokio::select! {
-                result = self.serve(session, &mut publish) => result,
-                () = shutdown.cancelled() => Ok(()),
+        let sessions = async {
+            let mut supervisor = Supervisor::new(&config.broker, name, &self.0.status, shutdown);
+            while let Some(session) = supervisor.open().await {
+                let served = shutdown.run_until_cancelled(Box::pin(self.serve(&session, &mut publish)));
+                let served = async { served.await.unwrap_or(Ok(())) };
+                let result = supervisor.guard(&session, served).await;
+                if supervisor.close(session, result).await {
+                    break;
+                }
             }
-        });
+        };
         tokio::select! {
             () = sessions => {}
             () = self.note_sent(confirms) => {}

@@ -24,7 +24,6 @@ use anyhow::Context;
 use gateway::Gateway;
 use pace::Pace;
 use std::net::TcpListener;
-use std::pin::pin;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 use watch::Watch;
@@ -44,16 +43,15 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationTo
     let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
-    let mut server = pin!(async {
+    let server = async {
         let served = shared::http::serve(listener, http::router(app), &config.http.limits, &shutdown).await;
         http_ended.cancel();
         served
-    });
-    let background = async {
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper::run(&store, &gateway, &http_ended));
     };
+    let background =
+        async { tokio::join!(gateway.run(&config, queues, &http_ended), sweeper::run(&store, &gateway, &http_ended)) };
     tokio::select! {
-        (served, ()) = async { tokio::join!(&mut server, background) } => served,
+        (served, _) = async { tokio::join!(server, background) } => served,
         () = store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
     }
 }

@@ -119,7 +119,7 @@ fn serve(config: Config) -> ExitCode {
     match prepare() {
         Ok(listener) => shared::exit::run(async {
             let shutdown = shared::shutdown::token(&TaskTracker::new())?;
-            crate::run(config, listener, shutdown).await
+            Box::pin(crate::run(config, listener, shutdown)).await
         }),
         Err(error) => shared::exit::fail(&error, shared::exit::BAD_CONFIGURATION),
     }

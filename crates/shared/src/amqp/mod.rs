@@ -6,7 +6,7 @@ mod session;
 
 pub use consumer::{Settle, consume, settle};
 pub use publisher::{PublishError, PublishQueue, Publisher, publisher};
-pub use session::{BrokerConfig, Session, Status, supervise};
+pub use session::{BrokerConfig, Session, Status, Supervisor};
 
 use std::time::Duration;
 

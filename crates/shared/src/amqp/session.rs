@@ -98,6 +98,7 @@ pub struct Session {
     publish: Connection,
     consume: Connection,
     user: Option<String>,
+    opened: Instant,
 }
 
 impl Session {
@@ -112,7 +113,7 @@ impl Session {
         let (publish, consume) = tokio::time::timeout(config.connect_timeout, both).await.with_context(|| {
             format!("no connection within {}", humantime::format_duration(config.connect_timeout))
         })??;
-        Ok(Self { publish, consume, user })
+        Ok(Self { publish, consume, user, opened: Instant::now() })
     }
 
     /// A channel for declaring and consuming.
@@ -158,51 +159,82 @@ impl Session {
     }
 }
 
-/// Runs `serve` on one session after another until it returns `Ok`, which it does once `shutdown` is cancelled.
+/// Opens one session after another.
 ///
 /// Whatever fails in a session ends it: consumers, channels and topology are made anew in the next, after a pause
-/// that grows from 100 ms to `reconnect_max` with full jitter and starts over after a session that held.
-pub async fn supervise(
-    config: &BrokerConfig,
-    name: &str,
-    status: &watch::Sender<Status>,
-    shutdown: &CancellationToken,
-    mut serve: impl AsyncFnMut(&Session) -> anyhow::Result<()>,
-) {
-    let mut pause = RECONNECT_MIN;
-    while !shutdown.is_cancelled() {
-        let opened = tokio::select! {
-            opened = Session::open(config, name) => opened,
-            () = shutdown.cancelled() => return,
-        };
-        let started = Instant::now();
-        let error = match opened {
-            Ok(session) => {
-                status.send_replace(Status::Connected);
-                tracing::info!(broker = %config.url, "connected");
-                let result = tokio::select! {
-                    biased;
-                    result = serve(&session) => result,
-                    error = session.lost(status) => Err(error),
-                };
-                session.close().await;
-                match result {
-                    Ok(()) => return,
-                    Err(error) => error,
+/// that grows from 100 ms to `reconnect_max` with half jitter and starts over after a session that held.
+#[derive(Debug)]
+pub struct Supervisor<'a> {
+    config: &'a BrokerConfig,
+    name: String,
+    status: &'a watch::Sender<Status>,
+    shutdown: &'a CancellationToken,
+    pause: Duration,
+}
+
+impl<'a> Supervisor<'a> {
+    /// A supervisor that opens sessions until `shutdown` and tells `status` about them.
+    pub fn new(
+        config: &'a BrokerConfig,
+        name: String,
+        status: &'a watch::Sender<Status>,
+        shutdown: &'a CancellationToken,
+    ) -> Self {
+        Self { config, name, status, shutdown, pause: RECONNECT_MIN }
+    }
+
+    /// A session, however long it takes to get one; none after the shutdown.
+    pub async fn open(&mut self) -> Option<Session> {
+        loop {
+            let opened = self.shutdown.run_until_cancelled(Session::open(self.config, &self.name)).await?;
+            match opened {
+                Ok(session) => {
+                    self.status.send_replace(Status::Connected);
+                    tracing::info!(broker = %self.config.url, "connected");
+                    return Some(session);
                 }
+                Err(error) => self.away(&error).await,
             }
-            Err(error) => error,
-        };
-        if started.elapsed() > config.reconnect_max {
-            pause = RECONNECT_MIN;
         }
-        tracing::warn!(broker = %config.url, error = format!("{error:#}"), "broker away");
-        status.send_replace(Status::Away(format!("{error:#}")));
-        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+    }
+
+    /// Runs `serve`, which uses `session`, until it returns or the session is lost.
+    ///
+    /// # Errors
+    /// Those of `serve`, or that the session is lost.
+    pub async fn guard(
+        &self,
+        session: &Session,
+        serve: impl Future<Output = anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
         tokio::select! {
-            () = tokio::time::sleep(jittered) => {}
-            () = shutdown.cancelled() => return,
+            biased;
+            result = serve => result,
+            error = session.lost(self.status) => Err(error),
         }
-        pause = (pause * 2).min(config.reconnect_max);
+    }
+
+    /// Closes `session`, which ended with `result`, and pauses unless it came to its end. Returns whether it did,
+    /// as it does after the shutdown.
+    pub async fn close(&mut self, session: Session, result: anyhow::Result<()>) -> bool {
+        if session.opened.elapsed() > self.config.reconnect_max {
+            self.pause = RECONNECT_MIN;
+        }
+        session.close().await;
+        match result {
+            Ok(()) => true,
+            Err(error) => {
+                self.away(&error).await;
+                false
+            }
+        }
+    }
+
+    async fn away(&mut self, error: &anyhow::Error) {
+        tracing::warn!(broker = %self.config.url, error = format!("{error:#}"), "broker away");
+        self.status.send_replace(Status::Away(format!("{error:#}")));
+        let jittered = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        self.pause = (self.pause * 2).min(self.config.reconnect_max);
+        self.shutdown.run_until_cancelled(tokio::time::sleep(jittered)).await;
     }
 }

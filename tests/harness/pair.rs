@@ -1,0 +1,187 @@
+use super::broker::{Broker, VirtualHost};
+use super::caller::Caller;
+use anyhow::Context;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use provider::Provider;
+use shared::config::SecretUrl;
+use std::ops::Deref;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Both services in this process, with ports, stores and a virtual host of their own.
+#[derive(Debug)]
+pub struct Pair {
+    /// The virtual host.
+    pub host: VirtualHost,
+    /// Where both keep their files.
+    pub folder: TempDir,
+    /// The requestor's configuration.
+    pub requestor_config: requestor::config::Config,
+    /// The provider's configuration.
+    pub provider_config: provider::Config,
+    requestor: Option<Service>,
+    provider: Option<Service>,
+    caller: Caller,
+}
+
+#[derive(Debug)]
+struct Service {
+    shutdown: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Deref for Pair {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl Pair {
+    /// Starts both with the default configuration.
+    pub async fn start() -> Self {
+        let mut pair = Self::prepare().await;
+        pair.start_requestor();
+        pair.start_provider();
+        pair.ready().await;
+        pair
+    }
+
+    /// Makes everything and starts nothing.
+    ///
+    /// # Panics
+    /// When there is no broker.
+    pub async fn prepare() -> Self {
+        let host = Broker::shared().await.virtual_host().await;
+        let folder = tempfile::tempdir().unwrap();
+        let port = super::free_port();
+        let mut requestor_config = requestor::config::Config::load(None).unwrap();
+        requestor_config.http.listen.set_port(port);
+        requestor_config.broker.url = SecretUrl::new(&host.url);
+        requestor_config.store.url = sqlite(folder.path(), "requestor");
+        let mut provider_config = provider::Config::load(None).unwrap();
+        provider_config.http.listen.set_port(0);
+        provider_config.broker.url = SecretUrl::new(&host.url);
+        provider_config.ledger.url = sqlite(folder.path(), "provider");
+        let caller = Caller::new(format!("http://127.0.0.1:{port}"));
+        Self { host, folder, requestor_config, provider_config, requestor: None, provider: None, caller }
+    }
+
+    /// Starts the requestor.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    pub fn start_requestor(&mut self) {
+        let (config, shutdown) = (self.requestor_config.clone(), CancellationToken::new());
+        let listener = shared::http::bind(config.http.listen).unwrap();
+        self.requestor = Some(Service::start(shutdown.clone(), requestor::run(config, listener, shutdown)));
+    }
+
+    /// Starts the provider with the handlers that come with it.
+    ///
+    /// # Panics
+    /// When the configuration names others.
+    pub fn start_provider(&mut self) {
+        let provider = Provider::built_in(self.provider_config.clone()).unwrap();
+        self.start_provider_with(provider);
+    }
+
+    /// Starts a provider of the test's own.
+    pub fn start_provider_with(&mut self, provider: Provider) {
+        let shutdown = CancellationToken::new();
+        self.provider = Some(Service::start(shutdown.clone(), provider.run(shutdown)));
+    }
+
+    /// Waits until the requestor is connected.
+    pub async fn ready(&self) {
+        super::eventually("the requestor is ready", async || {
+            let response = self.request("GET", "/readyz").send().await.map_err(|error| error.to_string())?;
+            if response.status() == 200 { Ok(()) } else { Err(response.text().await.unwrap_or_default()) }
+        })
+        .await;
+    }
+
+    /// Stops the provider as SIGTERM does.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn stop_provider(&mut self) {
+        if let Some(provider) = self.provider.take() {
+            provider.stop().await.context("provider").unwrap();
+        }
+    }
+
+    /// Stops the requestor as SIGTERM does.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn stop_requestor(&mut self) {
+        if let Some(requestor) = self.requestor.take() {
+            requestor.stop().await.context("requestor").unwrap();
+        }
+    }
+
+    /// Stops both and checks that nothing is left in any queue.
+    ///
+    /// # Panics
+    /// When something is.
+    pub async fn finish(mut self) {
+        self.stop_provider().await;
+        self.drained().await;
+        self.stop_requestor().await;
+        let left = messages(&self.host).await;
+        assert!(left.is_empty(), "messages left: {left:?}");
+        self.host.delete().await;
+    }
+
+    /// Waits until the requestor has taken what was on its way to it.
+    async fn drained(&self) {
+        super::eventually("the queues are empty", async || {
+            let left = messages(&self.host).await;
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+}
+
+impl Service {
+    #[expect(clippy::disallowed_methods, reason = "the test waits for it in stop")]
+    fn start(shutdown: CancellationToken, run: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Self {
+        Self { shutdown, task: tokio::spawn(run) }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(60), self.task).await.context("does not stop")??
+    }
+}
+
+/// The queues of `host` in which messages are ready, with their number.
+///
+/// # Panics
+/// When a queue vanishes meanwhile.
+pub async fn messages(host: &VirtualHost) -> Vec<(String, u32)> {
+    let connection = host.connect().await;
+    let channel = connection.create_channel().await.unwrap();
+    let mut left = Vec::new();
+    for name in host.queues().await {
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.unwrap();
+        if queue.message_count() > 0 {
+            left.push((name, queue.message_count()));
+        }
+    }
+    connection.close(200, "done".into()).await.unwrap();
+    left
+}
+
+/// The URL of an SQLite file in `folder`.
+#[must_use]
+pub fn sqlite(folder: &Path, name: &str) -> SecretUrl {
+    SecretUrl::new(format!("sqlite://{}/{name}.db", folder.display()))
+}

@@ -1,0 +1,147 @@
+use super::{eventually, free_port};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// A service as a process of its own, killed when this value is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    /// Where it listens for HTTP.
+    pub port: u16,
+}
+
+/// What a service is started with.
+#[derive(Clone, Debug)]
+pub struct Service {
+    name: &'static str,
+    variables: Vec<(String, String)>,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Service {
+    /// The requestor, with its store and its log in `folder`.
+    #[must_use]
+    pub fn requestor(broker: &str, folder: &Path) -> Self {
+        let port = free_port();
+        Self::new("requestor", port, folder)
+            .with("REQUESTOR_HTTP__LISTEN", &format!("127.0.0.1:{port}"))
+            .with("REQUESTOR_BROKER__URL", broker)
+            .with("REQUESTOR_STORE__URL", &format!("sqlite://{}/requestor.db", folder.display()))
+    }
+
+    /// The provider, with its ledger and its log in `folder`.
+    #[must_use]
+    pub fn provider(broker: &str, folder: &Path) -> Self {
+        let port = free_port();
+        Self::new("provider", port, folder)
+            .with("PROVIDER_HTTP__LISTEN", &format!("127.0.0.1:{port}"))
+            .with("PROVIDER_BROKER__URL", broker)
+            .with("PROVIDER_LEDGER__URL", &format!("sqlite://{}/provider.db", folder.display()))
+    }
+
+    fn new(name: &'static str, port: u16, folder: &Path) -> Self {
+        Self { name, variables: Vec::new(), port, log: folder.join(format!("{name}.log")) }
+    }
+
+    /// The same with one more variable.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts it, and returns without waiting until it listens.
+    ///
+    /// # Panics
+    /// When there is no such binary.
+    #[must_use]
+    pub fn spawn(&self) -> Process {
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = command(self.name, &self.variables);
+        let child = command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Process { child, port: self.port }
+    }
+
+    /// Starts it, and waits until it listens.
+    pub async fn start(&self) -> Process {
+        let process = self.spawn();
+        eventually(&format!("{} listens", self.name), async || {
+            let healthy = shared::http::check(([127, 0, 0, 1], self.port).into()).await;
+            healthy
+                .map_err(|error| format!("{error:#}; log: {}", std::fs::read_to_string(&self.log).unwrap_or_default()))
+        })
+        .await;
+        process
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Process {
+    /// kill -9.
+    ///
+    /// # Panics
+    /// When it is gone already.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and its exit status.
+    ///
+    /// # Panics
+    /// When it does not end within 45 s.
+    pub async fn terminate(mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        let until = Instant::now() + Duration::from_secs(45);
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return status,
+                None => assert!(Instant::now() < until, "SIGTERM does not end it"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One of our commands with nothing in its environment but `variables`.
+#[must_use]
+pub fn command(name: &str, variables: &[(String, String)]) -> Command {
+    let mut command = Command::new(binaries().join(name));
+    command.env_clear().envs(variables.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// The folder with the binaries. They are built first: `cargo test` alone does not bring them up to date.
+fn binaries() -> &'static Path {
+    static BINARIES: OnceLock<PathBuf> = OnceLock::new();
+    BINARIES.get_or_init(|| {
+        let cargo = super::environment("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--workspace", "--bins"]).stdin(Stdio::null());
+        // Beside this program, or one above it for a test: target/debug/deps/it-….
+        let program = std::env::current_exe().unwrap();
+        let folder = program.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).unwrap().to_path_buf();
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "cannot build the services");
+        folder
+    })
+}
