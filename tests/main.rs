@@ -1,4 +1,14 @@
 //! The pair through real sockets, against a real broker. One file a topic.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
+mod command_line;
+mod configuration;
+mod delivery;
+mod faults;
+mod foreign;
+mod kill;
 mod lifecycle;
+mod publisher;
+mod store;
+mod validation;

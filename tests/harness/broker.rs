@@ -300,8 +300,8 @@ impl Node {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {SERVER}"))?;
-        let (group, epmd, folder) = (child.id(), self.epmd, self.folder.path().display());
-        let clean = format!("kill -s KILL -- -{group}; epmd -port {epmd} -kill; rm -rf {folder}");
+        let (group, epmd, folder) = (child.id(), end_epmd(self.epmd), self.folder.path().display());
+        let clean = format!("kill -s KILL -- -{group}; rm -rf {folder}; {epmd}");
         self.process = Some((child, Watchdog::new(&clean)?));
         Ok(())
     }
@@ -320,10 +320,13 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
-        let epmd = self.epmd.to_string();
-        let _ =
-            Command::new("epmd").args(["-port", &epmd, "-kill"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = Command::new("sh").args(["-c", &end_epmd(self.epmd)]).status();
     }
+}
+
+/// The node's own name server lives on, and refuses to end until it has noticed that the node is gone.
+fn end_epmd(port: u16) -> String {
+    format!("for _ in $(seq 50); do epmd -port {port} -kill 2>&1 | grep -q 'not allowed' || break; sleep 0.1; done")
 }
 
 /// A shell that cleans up when this process is gone, even by kill -9: then its standard input ends.

@@ -53,11 +53,16 @@ impl Pair {
     }
 
     /// Makes everything and starts nothing.
+    pub async fn prepare() -> Self {
+        Self::prepare_on(Broker::shared().await.virtual_host().await)
+    }
+
+    /// Makes everything in `host` and starts nothing.
     ///
     /// # Panics
-    /// When there is no broker.
-    pub async fn prepare() -> Self {
-        let host = Broker::shared().await.virtual_host().await;
+    /// When the default configuration is not valid.
+    #[must_use]
+    pub fn prepare_on(host: VirtualHost) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = super::free_port();
         let mut requestor_config = requestor::config::Config::load(None).unwrap();
@@ -161,7 +166,7 @@ impl Service {
     }
 }
 
-/// The queues of `host` in which messages are ready, with their number.
+/// The queues of ours in `host` in which messages are ready, with their number.
 ///
 /// # Panics
 /// When a queue vanishes meanwhile.
@@ -169,7 +174,7 @@ pub async fn messages(host: &VirtualHost) -> Vec<(String, u32)> {
     let connection = host.connect().await;
     let channel = connection.create_channel().await.unwrap();
     let mut left = Vec::new();
-    for name in host.queues().await {
+    for name in host.queues().await.into_iter().filter(|name| name.starts_with("arr.")) {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
         let queue = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.unwrap();
         if queue.message_count() > 0 {

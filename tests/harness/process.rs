@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// Where it listens for HTTP.
-    pub port: u16,
 }
 
 /// What a service is started with.
@@ -55,6 +53,19 @@ impl Service {
         self
     }
 
+    /// Where it listens for HTTP.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The same on another port.
+    #[must_use]
+    pub fn on_port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
     /// Starts it, and returns without waiting until it listens.
     ///
     /// # Panics
@@ -64,7 +75,7 @@ impl Service {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = command(self.name, &self.variables);
         let child = command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        Process { child, port: self.port }
+        Process { child }
     }
 
     /// Starts it, and waits until it listens.
@@ -91,7 +102,7 @@ impl Process {
     ///
     /// # Panics
     /// When it is gone already.
-    pub fn kill(mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -100,7 +111,7 @@ impl Process {
     ///
     /// # Panics
     /// When it does not end within 45 s.
-    pub async fn terminate(mut self) -> ExitStatus {
+    pub async fn terminate(&mut self) -> ExitStatus {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         let until = Instant::now() + Duration::from_secs(45);
         loop {

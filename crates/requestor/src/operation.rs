@@ -100,9 +100,10 @@ pub struct Rules {
 }
 
 impl Operation {
-    /// An operation that was accepted at `now`.
+    /// An operation that was accepted at `now`, to the millisecond, as the store keeps times.
     #[must_use]
     pub fn new(kind: &str, now: Timestamp, timeout: Duration, first_send_after: Duration) -> Self {
+        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         Self {
             id: OperationId::new(),
             kind: kind.into(),

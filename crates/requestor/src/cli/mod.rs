@@ -32,7 +32,8 @@ enum Command {
         /// What to ask for, such as order.place.
         kind: String,
         /// The request as JSON; @FILE reads a file, - standard input.
-        json: String,
+        #[arg(value_name = "JSON")]
+        request: String,
         /// Wait for the outcome; the exit code is 1 if it is a failure.
         #[arg(long)]
         wait: bool,
@@ -91,9 +92,9 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Serve => serve(config),
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
         Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen)),
-        Command::Submit { kind, json, wait, timeout, remote } => shared::exit::run(async move {
+        Command::Submit { kind, request, wait, timeout, remote } => shared::exit::run(async move {
             let client = remote.client(&config)?;
-            let accepted = client.submit(&kind, read_argument(&json)?, timeout.as_deref()).await?;
+            let accepted = client.submit(&kind, read_argument(&request)?, timeout.as_deref()).await?;
             match wait {
                 true => show::outcome(&client, &accepted, remote.json).await,
                 false => show::operation(&accepted, remote.json),
@@ -135,14 +136,14 @@ impl Remote {
     }
 }
 
-fn read_argument(json: &str) -> anyhow::Result<String> {
-    if json == "-" {
+fn read_argument(argument: &str) -> anyhow::Result<String> {
+    if argument == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("standard input")?;
         return Ok(text);
     }
-    match json.strip_prefix('@') {
+    match argument.strip_prefix('@') {
         Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}")),
-        None => Ok(json.to_owned()),
+        None => Ok(argument.to_owned()),
     }
 }

@@ -1,0 +1,27 @@
+# Two commands on a bare Debian or Ubuntu machine with Rust and make: `make demo` and `make test`. Both use the broker
+# in AMQP_URL if set, else one in Docker, else a private rabbitmq-server node (installed if need be); BROKER=docker or
+# BROKER=node decides otherwise.
+.PHONY: help demo up test check fmt clean
+
+help: ## Show this list.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: ## Show the whole stack at work, then end.
+	@cargo run --quiet --locked --package tests --bin stack -- demo
+
+up: ## Run the whole stack until Ctrl-C.
+	@cargo run --quiet --locked --package tests --bin stack -- up
+
+test: ## Run all tests.
+	cargo test --locked --workspace
+
+check: ## Check format, lints and documentation.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+fmt: ## Format the code.
+	cargo fmt --all
+
+clean: ## Remove what was built.
+	cargo clean

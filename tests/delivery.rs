@@ -1,0 +1,129 @@
+//! Every message may come more than once.
+
+use harness::pair::{Pair, sqlite};
+use jiff::Timestamp;
+use lapin::Channel;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use serde_json::json;
+use shared::message::{Content, Message, OperationId, Outcome, Reply, Request, ReturnAddress};
+use shared::problem::Problem;
+
+#[expect(clippy::disallowed_methods, reason = "messages that our own publisher would never send")]
+async fn publish(channel: &Channel, message: &Message) {
+    let (options, properties) = (BasicPublishOptions::default(), message.properties.clone());
+    let confirm =
+        channel.basic_publish(message.exchange.into(), message.routing_key.clone(), options, &message.body, properties);
+    confirm.await.unwrap().await.unwrap();
+}
+
+async fn channel(pair: &Pair) -> (lapin::Connection, Channel) {
+    let connection = pair.host.connect().await;
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    (connection, channel)
+}
+
+fn request(id: &str, kind: &str, body: &serde_json::Value) -> (OperationId, Request) {
+    let operation: OperationId = id.parse().unwrap();
+    let request = Request {
+        operation: Some(operation),
+        correlation_id: id.into(),
+        kind: kind.into(),
+        step: 1,
+        attempt: 1,
+        deadline: Some(Timestamp::now() + std::time::Duration::from_secs(60)),
+        reply_to: Some(ReturnAddress::Group("default".into())),
+        priority: None,
+        traceparent: None,
+        content: Content::json(body.to_string()),
+    };
+    (operation, request)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_delivered_three_times_changes_stock_and_status_once() {
+    let pair = Pair::start().await;
+    let (_connection, channel) = channel(&pair).await;
+    let order = json!({"customer": "Ada", "items": [{"sku": "mouse", "quantity": 1, "unitPriceCents": 1999}]});
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        let id = pair.submit("order.place", &order).await;
+        let (operation, request) = request(&id, "order.place", &order);
+        for _ in 0..2 {
+            publish(&channel, &request.to_message(operation, "default", Timestamp::now()).unwrap()).await;
+        }
+        ids.push(id);
+    }
+    for id in &ids {
+        pair.result(id).await;
+    }
+    // And replies that say something else: the first is final.
+    let last = ids.last().unwrap();
+    let before = pair.operation(last).await;
+    let (_, request) = request(last, "order.place", &order);
+    let contradiction = Outcome::Failed(Problem::new("other", 500, "Other", "another outcome"));
+    let replies = [Outcome::Succeeded(Content::json("1")), contradiction];
+    let duplicates = pair.metric("arr_duplicate_messages_total", "").await;
+    for outcome in replies {
+        let reply = Reply { attempt: 1, retryable: false, outcome };
+        publish(&channel, &request.reply_message(&reply).unwrap().unwrap()).await;
+    }
+    harness::eventually("the repeated replies are taken", async || {
+        let now = pair.metric("arr_duplicate_messages_total", "").await;
+        if now >= duplicates + 2.0 { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await;
+    assert_eq!(pair.operation(last).await, before);
+    let stock = stock(&pair);
+    assert_eq!(stock, 5000 - 20);
+    pair.finish().await;
+}
+
+fn stock(pair: &Pair) -> i64 {
+    let url = sqlite(pair.folder.path(), "provider");
+    let ledger = rusqlite::Connection::open(url.expose().strip_prefix("sqlite://").unwrap()).unwrap();
+    ledger.query_row("select stock from inventory where sku = 'mouse'", [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_for_nobody_and_nonsense_are_dropped() {
+    let pair = Pair::start().await;
+    let (_connection, channel) = channel(&pair).await;
+    let (_, stranger) = request(&OperationId::new().to_string(), "echo", &json!(1));
+    let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
+    let message = stranger.reply_message(&reply).unwrap().unwrap();
+    publish(&channel, &message).await;
+    let nonsense = Message {
+        properties: lapin::BasicProperties::default().with_correlation_id("nope".into()),
+        body: bytes::Bytes::from_static(b"\xff"),
+        ..message
+    };
+    publish(&channel, &nonsense).await;
+    let id = pair.submit("echo", &json!("still here")).await;
+    assert_eq!(pair.result(&id).await, "still here");
+    assert_eq!(pair.get_json("/v1/operations").await["operations"].as_array().unwrap().len(), 1, "no record was made");
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_outcome_is_kept_beside_the_record() {
+    let mut pair = Pair::prepare().await;
+    pair.start_requestor();
+    pair.ready().await;
+    let submit = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json").body("1");
+    let accepted: serde_json::Value =
+        submit.header("operation-timeout", "200ms").send().await.unwrap().json().await.unwrap();
+    let id = accepted["id"].as_str().unwrap();
+    assert_eq!(pair.ended(id).await["error"]["type"], "urn:problem-type:arr:deadline-exceeded");
+    let (_connection, channel) = channel(&pair).await;
+    let (_, request) = request(id, "echo", &json!(1));
+    let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
+    publish(&channel, &request.reply_message(&reply).unwrap().unwrap()).await;
+    let late = harness::eventually("the late outcome is visible", async || {
+        let operation = pair.operation(id).await;
+        if operation["lateOutcome"].is_object() { Ok(operation) } else { Err(operation.to_string()) }
+    })
+    .await;
+    assert_eq!((late["status"].as_str(), late["lateOutcome"]["status"].as_str()), (Some("Failed"), Some("Succeeded")));
+    pair.finish().await;
+}

@@ -1,0 +1,142 @@
+//! The broker goes away, and handlers misbehave.
+
+use harness::broker::Broker;
+use harness::pair::Pair;
+use harness::proxy::Proxy;
+use provider::{Config, Context, Failure, Provider};
+use serde_json::{Value, json};
+use shared::config::SecretUrl;
+
+fn order() -> Value {
+    json!({"customer": "Ada", "items": [{"sku": "mouse", "quantity": 1, "unitPriceCents": 1999}]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_at_start_gets_everything_when_it_comes() {
+    let mut pair = Pair::prepare().await;
+    let mut proxy = Proxy::closed(Broker::shared().await.address());
+    let url = SecretUrl::new(proxy.url(&pair.host.url));
+    pair.requestor_config.broker.url = url.clone();
+    pair.provider_config.broker.url = url;
+    pair.start_requestor();
+    pair.start_provider();
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        ids.push(pair.submit("order.place", &order()).await);
+    }
+    let ready = pair.get("/readyz").await;
+    assert_eq!(ready.status(), 503);
+    assert_eq!(ready.json::<Value>().await.unwrap()["broker"], "away");
+    assert_eq!(pair.get("/healthz").await.status(), 200);
+    proxy.open().await;
+    for id in &ids {
+        pair.result(id).await;
+    }
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_again_and_again_lose_nothing() {
+    let mut pair = Pair::prepare().await;
+    let mut proxy = Proxy::closed(Broker::shared().await.address());
+    let url = SecretUrl::new(proxy.url(&pair.host.url));
+    pair.requestor_config.broker.url = url.clone();
+    pair.provider_config.broker.url = url;
+    proxy.open().await;
+    pair.start_requestor();
+    pair.start_provider();
+    pair.ready().await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        for _ in 0..40 {
+            ids.push(pair.submit("order.place", &order()).await);
+        }
+        proxy.cut().await;
+        ids.push(pair.submit("order.place", &order()).await);
+        proxy.open().await;
+    }
+    let mut stock: Vec<_> = Vec::new();
+    for id in &ids {
+        stock.push(pair.result(id).await["items"][0]["stockLeft"].as_u64().unwrap());
+    }
+    stock.sort_unstable();
+    let expected: Vec<_> = (5000 - ids.len() as u64..5000).collect();
+    assert_eq!(stock, expected, "each order took one, once");
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_killed_with_requests_in_flight_loses_nothing() {
+    let mut broker = Broker::start().await.unwrap();
+    let mut pair = Pair::prepare_on(broker.virtual_host().await);
+    pair.start_requestor();
+    pair.start_provider();
+    pair.ready().await;
+    let mut ids = Vec::new();
+    for _ in 0..100 {
+        ids.push(pair.submit("order.place", &order()).await);
+    }
+    broker.kill_and_restart().await;
+    ids.push(pair.submit("order.place", &order()).await);
+    for id in &ids {
+        pair.result(id).await;
+    }
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_panics_is_that_operations_failure_and_nothing_elses() {
+    let mut pair = Pair::prepare().await;
+    let provider = |config: Config| {
+        Provider::builder(config)
+            .handle("echo", |request: Value, _: Context| async move {
+                assert_ne!(request, "panic", "as asked for");
+                Ok::<_, Failure>(request)
+            })
+            .handle_transactional("order.place", |_: Value, _: &provider::Transaction<'_>| -> Result<Value, Failure> {
+                panic!("as asked for")
+            })
+            .build()
+            .unwrap()
+    };
+    pair.start_provider_with(provider(pair.provider_config.clone()));
+    pair.start_requestor();
+    pair.ready().await;
+    let failing = [pair.submit("echo", &json!("panic")).await, pair.submit("order.place", &order()).await];
+    let fine = pair.submit("echo", &json!("fine")).await;
+    assert_eq!(pair.result(&fine).await, "fine");
+    for id in failing {
+        assert_eq!(pair.ended(&id).await["error"]["type"], "urn:problem-type:arr:handler-panicked");
+    }
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_hangs_ends_at_the_deadline() {
+    let mut pair = Pair::prepare().await;
+    let provider = Provider::builder(pair.provider_config.clone())
+        .handle("echo", |_: Value, _: Context| std::future::pending::<Result<Value, Failure>>())
+        .build()
+        .unwrap();
+    pair.start_provider_with(provider);
+    pair.start_requestor();
+    pair.ready().await;
+    let request = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json").body("1");
+    let response = request.header("operation-timeout", "2s").header("prefer", "wait=30").send().await.unwrap();
+    assert_eq!(response.status(), 504);
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_no_message_can_carry_is_a_failure() {
+    let mut pair = Pair::prepare().await;
+    let provider = Provider::builder(pair.provider_config.clone())
+        .handle("echo", |_: Value, _: Context| async { Ok::<_, Failure>("x".repeat(1 << 20)) })
+        .build()
+        .unwrap();
+    pair.start_provider_with(provider);
+    pair.start_requestor();
+    let id = pair.submit("echo", &json!(1)).await;
+    assert_eq!(pair.ended(&id).await["error"]["type"], "urn:problem-type:arr:result-too-large");
+    pair.finish().await;
+}

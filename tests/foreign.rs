@@ -1,0 +1,135 @@
+//! A plain RPC client that knows nothing of us (RabbitMQ's tutorial 6) is answered, if the provider may.
+
+use futures_util::StreamExt;
+use harness::pair::Pair;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Consumer};
+use serde_json::{Value, json};
+
+/// A client with an exclusive queue of its own for replies.
+struct Client {
+    _connection: lapin::Connection,
+    channel: Channel,
+    replies: Consumer,
+    queue: ShortString,
+}
+
+impl Client {
+    async fn connect(pair: &Pair) -> Self {
+        let connection = pair.host.connect().await;
+        let channel = connection.create_channel().await.unwrap();
+        let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        let declared = channel.queue_declare("".into(), exclusive, FieldTable::default()).await.unwrap();
+        let queue = declared.name().clone();
+        let options = BasicConsumeOptions::default();
+        let replies = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await.unwrap();
+        Self { _connection: connection, channel, replies, queue }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a client that knows nothing of us")]
+    async fn publish(&self, queue: &str, properties: BasicProperties, body: &[u8]) {
+        self.channel
+            .basic_publish("".into(), queue.into(), BasicPublishOptions::default(), body, properties)
+            .await
+            .unwrap();
+    }
+
+    async fn reply(&mut self) -> Delivery {
+        let next = tokio::time::timeout(harness::PATIENCE, self.replies.next()).await;
+        let delivery = next.unwrap().unwrap().unwrap();
+        delivery.ack(BasicAckOptions::default()).await.unwrap();
+        delivery
+    }
+
+    fn properties(&self, correlation_id: &str) -> BasicProperties {
+        BasicProperties::default().with_reply_to(self.queue.clone()).with_correlation_id(correlation_id.into())
+    }
+}
+
+async fn open_pair() -> Pair {
+    let mut pair = Pair::prepare().await;
+    pair.provider_config.replies.foreign = true;
+    pair.start_requestor();
+    pair.start_provider();
+    // Answered only when the provider's queues are there.
+    let id = pair.submit("echo", &json!(1)).await;
+    pair.ended(&id).await;
+    pair
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_tutorial_6_gets_its_reply() {
+    let pair = open_pair().await;
+    let mut client = Client::connect(&pair).await;
+    client.publish("arr.request.echo", client.properties("my-call-1"), b"hi").await;
+    let reply = client.reply().await;
+    assert_eq!(reply.data, b"hi");
+    assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "my-call-1");
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_by_a_foreign_client_is_placed_once_however_often_it_asks() {
+    let pair = open_pair().await;
+    let mut client = Client::connect(&pair).await;
+    let order =
+        json!({"customer": "Ada", "items": [{"sku": "mouse", "quantity": 5, "unitPriceCents": 1999}]}).to_string();
+    for _ in 0..3 {
+        client.publish("arr.request.order.place", client.properties("order-1"), order.as_bytes()).await;
+        let confirmation: Value = serde_json::from_slice(&client.reply().await.data).unwrap();
+        assert_eq!(confirmation["items"][0]["stockLeft"], 4995);
+    }
+    let bad = client.properties("order-2");
+    client.publish("arr.request.order.place", bad, b"{}").await;
+    let reply = client.reply().await;
+    assert_eq!(reply.properties.kind().as_ref().unwrap().as_str(), "arr.error");
+    assert_eq!(serde_json::from_slice::<Value>(&reply.data).unwrap()["status"], 422);
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_is_counted_answered_and_never_comes_back() {
+    let pair = open_pair().await;
+    let mut client = Client::connect(&pair).await;
+    let before = pair.metric("arr_unreadable_total", &pair_queue()).await;
+    let ours = |id: &str| client.properties(id).with_type("arr.request".into());
+    client.publish("arr.request.echo", client.properties("a").with_type("arr.nonsense".into()), b"\xff\x00").await;
+    client.publish("arr.request.echo", ours("not-a-uuid"), b"1").await;
+    client.publish("arr.request.echo", BasicProperties::default(), b"nobody to answer").await;
+    client.publish("arr.request.echo", client.properties("x").with_reply_to("arr.reply.#".into()), b"1").await;
+    let mut answered = Vec::new();
+    for _ in 0..2 {
+        let reply = client.reply().await;
+        assert_eq!(reply.properties.kind().as_ref().unwrap().as_str(), "arr.error");
+        answered.push(reply.properties.correlation_id().as_ref().unwrap().to_string());
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, ["a", "not-a-uuid"]);
+    // The provider is alive and well.
+    client.publish("arr.request.echo", client.properties("b"), b"still here").await;
+    assert_eq!(client.reply().await.data, b"still here");
+    assert!(pair.metric("arr_unreadable_total", &pair_queue()).await >= before + 4.0);
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_may_not_answers_no_foreign_client() {
+    let pair = Pair::start().await;
+    let id = pair.submit("echo", &json!(1)).await;
+    pair.ended(&id).await;
+    let client = Client::connect(&pair).await;
+    let before = pair.metric("arr_unreadable_total", &pair_queue()).await;
+    client.publish("arr.request.echo", client.properties("a"), b"hi").await;
+    harness::eventually("the message is refused", async || {
+        let now = pair.metric("arr_unreadable_total", &pair_queue()).await;
+        if now > before { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await;
+    pair.finish().await;
+}
+
+fn pair_queue() -> String {
+    "arr.request.echo".into()
+}

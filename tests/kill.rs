@@ -1,0 +1,194 @@
+//! Processes are killed without notice, and end in order when they are told to.
+
+use futures_util::future::join_all;
+use harness::broker::{Broker, VirtualHost};
+use harness::caller::Caller;
+use harness::pair::messages;
+use harness::process::Service;
+use serde_json::{Value, json};
+use std::path::Path;
+use tempfile::TempDir;
+
+struct Stack {
+    host: VirtualHost,
+    folder: TempDir,
+    requestor: Service,
+    provider: Service,
+    caller: Caller,
+}
+
+impl Stack {
+    async fn prepare() -> Self {
+        let host = Broker::shared().await.virtual_host().await;
+        let folder = tempfile::tempdir().unwrap();
+        let requestor = Service::requestor(&host.url, folder.path());
+        let provider = Service::provider(&host.url, folder.path());
+        let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
+        Self { host, folder, requestor, provider, caller }
+    }
+
+    async fn finish(self) {
+        harness::eventually("the queues are empty", async || {
+            let left = messages(&self.host).await;
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+        self.host.delete().await;
+    }
+}
+
+fn order() -> Value {
+    json!({"customer": "Ada", "items": [{"sku": "mouse", "quantity": 1, "unitPriceCents": 1999}]})
+}
+
+fn analysis() -> Value {
+    json!({"weights": [1.0], "means": [0.0], "covariance": [[0.0001]], "horizonDays": 20, "paths": 1_000_000, "seed": 1})
+}
+
+/// The mice that are left, and the orders that were placed.
+fn ledger(folder: &Path) -> (i64, i64) {
+    let ledger = rusqlite::Connection::open(folder.join("provider.db")).unwrap();
+    let ask = |sql| ledger.query_row(sql, [], |row| row.get(0)).unwrap();
+    (ask("select stock from inventory where sku = 'mouse'"), ask("select count(*) from orders"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_killed_in_mid_job_is_replaced_by_redelivery() {
+    let stack = Stack::prepare().await;
+    let (mut provider, mut requestor) = (stack.provider.start().await, stack.requestor.start().await);
+    let id = stack.caller.submit("risk.analyze", &analysis()).await;
+    stack.caller.reached(&id, &["Running"]).await;
+    provider.kill();
+    assert_eq!(stack.caller.operation(&id).await["status"], "Running");
+    provider = stack.provider.start().await;
+    stack.caller.result(&id).await;
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requestor_killed_straight_after_a_202_still_keeps_its_word() {
+    let stack = Stack::prepare().await;
+    let mut provider = stack.provider.start().await;
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        let mut requestor = stack.requestor.start().await;
+        ids.push(stack.caller.submit("order.place", &order()).await);
+        requestor.kill();
+    }
+    let mut requestor = stack.requestor.start().await;
+    for id in &ids {
+        stack.caller.result(id).await;
+    }
+    assert_eq!(ledger(stack.folder.path()), (5000 - 10, 10));
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_ends_both_in_order_and_loses_nothing() {
+    let stack = Stack::prepare().await;
+    let (mut provider, mut requestor) = (stack.provider.start().await, stack.requestor.start().await);
+    let mut ids = Vec::new();
+    for round in 0..4 {
+        let batch = join_all((0..50).map(|_| async { stack.caller.try_submit("order.place", &order()).await }));
+        let half = async {
+            if round % 2 == 0 {
+                assert!(provider.terminate().await.success());
+                provider = stack.provider.start().await;
+            } else {
+                assert!(requestor.terminate().await.success());
+                requestor = stack.requestor.start().await;
+            }
+        };
+        let (answers, ()) = tokio::join!(batch, half);
+        for response in answers.into_iter().flatten().filter(|response| response.status() == 202) {
+            ids.push(response.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned());
+        }
+    }
+    assert!(ids.len() >= 100, "only {} were accepted", ids.len());
+    for id in &ids {
+        stack.caller.result(id).await;
+    }
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    for log in [stack.provider.log(), stack.requestor.log()] {
+        assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
+    }
+    stack.finish().await;
+}
+
+/// 2,000 orders from 16 callers, while the provider is killed ten times and the requestor five times.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_orders_survive_fifteen_kills() {
+    const ORDERS: usize = 2000;
+    const CALLERS: usize = 16;
+    let stack = Stack::prepare().await;
+    let mut provider = stack.provider.start().await;
+    let mut requestor = stack.requestor.start().await;
+    let accepted = std::sync::Mutex::new(Vec::new());
+    let count = || accepted.lock().unwrap().len();
+    let callers = join_all((0..CALLERS).map(|_| async {
+        while count() < ORDERS {
+            // A requestor that was killed answers nothing, or resets; only a whole 202 counts.
+            let Ok(response) = stack.caller.try_submit("order.place", &order()).await else { continue };
+            let accepting = response.status() == 202;
+            if let Ok(operation) = response.json::<Value>().await
+                && accepting
+            {
+                accepted.lock().unwrap().push(operation["id"].as_str().unwrap().to_owned());
+            }
+        }
+    }));
+    let killer = async {
+        for kill in 1..=15 {
+            // Spread over the whole load, so that each kill hits work in flight.
+            harness::eventually("the load goes on", async || {
+                let now = count();
+                if now >= kill * ORDERS / 16 { Ok(()) } else { Err(now.to_string()) }
+            })
+            .await;
+            if kill % 3 == 0 {
+                requestor.kill();
+                requestor = stack.requestor.start().await;
+            } else {
+                provider.kill();
+                provider = stack.provider.start().await;
+            }
+        }
+    };
+    tokio::join!(callers, killer);
+    let ids = accepted.into_inner().unwrap();
+    let mut succeeded = 0;
+    for id in &ids {
+        stack.caller.result(id).await;
+        succeeded += 1;
+    }
+    // Orders whose 202 was lost with the requestor are placed as well, and must have ended before stock is counted.
+    let all = harness::eventually("no operation is open", async || {
+        let open = ["NotStarted", "Running"];
+        for status in open {
+            let page = stack.caller.get_json(&format!("/v1/operations?status={status}&pageSize=1")).await;
+            if page["operations"] != json!([]) {
+                return Err(page.to_string());
+            }
+        }
+        Ok(rusqlite::Connection::open(stack.folder.path().join("requestor.db")).unwrap())
+    })
+    .await;
+    let recorded: i64 =
+        all.query_row("select count(*) from operations where status = 2", [], |row| row.get(0)).unwrap();
+    let (stock, orders) = ledger(stack.folder.path());
+    println!(
+        "accepted {}, succeeded {succeeded}, recorded {recorded}, orders {orders}, stock taken {}",
+        ids.len(),
+        5000 - stock
+    );
+    assert!(ids.len() >= ORDERS);
+    assert_eq!((recorded, 5000 - stock), (orders, orders));
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}
