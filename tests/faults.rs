@@ -140,3 +140,24 @@ async fn a_result_that_no_message_can_carry_is_a_failure() {
     assert_eq!(pair.ended(&id).await["error"]["type"], "urn:problem-type:arr:result-too-large");
     pair.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_the_broker_has_lost_is_sent_again() {
+    let mut pair = Pair::prepare().await;
+    pair.requestor_config.redrive.quiet = std::time::Duration::from_secs(1);
+    pair.start_requestor();
+    pair.start_provider();
+    let first = pair.submit("echo", &json!(1)).await;
+    pair.result(&first).await;
+    pair.stop_provider().await;
+    let id = pair.submit("echo", &json!(2)).await;
+    let channel = pair.host.connect().await.create_channel().await.unwrap();
+    harness::eventually("the request is in its queue", async || {
+        let purged = channel.queue_purge("arr.request.echo".into(), Default::default()).await.unwrap();
+        if purged == 1 { Ok(()) } else { Err(purged.to_string()) }
+    })
+    .await;
+    pair.start_provider();
+    assert_eq!(pair.result(&id).await, 2);
+    pair.finish().await;
+}

@@ -120,8 +120,36 @@ async fn sigterm_under_load_ends_both_in_order_and_loses_nothing() {
     stack.finish().await;
 }
 
+/// Five redeliveries are the limit of a request queue, so the sixth provider is the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_no_provider_survives_is_given_up() {
+    let stack = Stack::prepare().await;
+    let mut requestor = stack.requestor.start().await;
+    let mut long = analysis();
+    long["paths"] = 20_000_000.into();
+    let id = stack.caller.submit("risk.analyze", &long).await;
+    let (mut providers, mut seen) = (0, stack.caller.operation(&id).await);
+    while seen["status"] != "Failed" {
+        let mut provider = stack.provider.start().await;
+        seen = harness::eventually("there is news of the request", async || {
+            let now = stack.caller.operation(&id).await;
+            if now["lastUpdatedAt"] == seen["lastUpdatedAt"] { Err(now.to_string()) } else { Ok(now) }
+        })
+        .await;
+        provider.kill();
+        providers += 1;
+    }
+    // The last provider finds nothing to do; a report of one that was killed may count as news of the next.
+    assert!((6..20).contains(&providers), "{providers}");
+    let operation = stack.caller.ended(&id).await;
+    assert_eq!(operation["error"]["type"], "urn:problem-type:arr:poison", "{operation}");
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}
+
 /// 2,000 orders from 16 callers, while the provider is killed ten times and the requestor five times.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stderr, reason = "the figures are what this test is for")]
 async fn two_thousand_orders_survive_fifteen_kills() {
     const ORDERS: usize = 2000;
     const CALLERS: usize = 16;
@@ -181,7 +209,7 @@ async fn two_thousand_orders_survive_fifteen_kills() {
     let recorded: i64 =
         all.query_row("select count(*) from operations where status = 2", [], |row| row.get(0)).unwrap();
     let (stock, orders) = ledger(stack.folder.path());
-    println!(
+    eprintln!(
         "accepted {}, succeeded {succeeded}, recorded {recorded}, orders {orders}, stock taken {}",
         ids.len(),
         5000 - stock

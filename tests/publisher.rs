@@ -34,7 +34,7 @@ async fn unroutable_messages_in_a_batch_are_told_from_routed_ones() {
         for round in 0..ROUNDS {
             let sends = (0..BATCH).map(|n| publisher.publish(message(round * BATCH + n)));
             for (n, result) in futures_util::future::join_all(sends).await.into_iter().enumerate() {
-                let expected = if n % 2 == 0 { Ok(()) } else { Err(PublishError::Unroutable) };
+                let expected = if n.is_multiple_of(2) { Ok(()) } else { Err(PublishError::Unroutable) };
                 assert_eq!(result, expected, "round {round}, message {n}");
             }
         }
@@ -52,7 +52,7 @@ fn message(n: usize) -> Message {
     let message_id: lapin::types::ShortString = format!("message-{n}").into();
     Message {
         exchange: "",
-        routing_key: if n % 2 == 0 { "routed".into() } else { "nowhere".into() },
+        routing_key: if n.is_multiple_of(2) { "routed".into() } else { "nowhere".into() },
         properties: BasicProperties::default().with_message_id(message_id.clone()),
         message_id,
         body: Bytes::from_static(b"x"),

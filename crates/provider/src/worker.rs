@@ -98,6 +98,7 @@ impl Worker {
         let kinds: Vec<_> = self.0.handlers.keys().cloned().collect();
         let channel = session.consume_channel().await?;
         topology::declare_for_provider(&channel, &kinds).await?;
+        session.ready();
         tracing::info!(kinds = kinds.join(","), "serving");
         let work = async {
             futures_util::future::try_join_all(kinds.iter().map(|kind| self.consume(session, kind, shutdown))).await?;

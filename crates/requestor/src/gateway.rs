@@ -160,6 +160,7 @@ impl Gateway {
     async fn serve(&self, session: &Session, publish: &mut PublishQueue) -> anyhow::Result<()> {
         let channel = session.consume_channel().await?;
         topology::declare_for_requestor(&channel, &self.0.group, &self.0.kinds).await?;
+        session.ready();
         let replies = topology::reply_queue(&self.0.group);
         let progress = topology::progress_queue(&self.0.group);
         let dead = async {

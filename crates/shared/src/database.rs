@@ -28,6 +28,10 @@ pub enum DatabaseError {
     /// The disk is full: nothing was written.
     #[error("the disk is full")]
     Full,
+    /// The disk or the file failed: after a failed sync nobody knows what the file holds, so the process must end
+    /// (<https://www.sqlite.org/howtocorrupt.html>, section 3).
+    #[error("the database file can no longer be trusted: {0}")]
+    Untrusted(String),
     /// Anything else.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -38,13 +42,16 @@ impl From<rusqlite::Error> for DatabaseError {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
             Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt) => Self::Untrusted(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
     }
 }
 
+/// Tells the caller what became of its job, once the batch is committed or not.
 type Completion = Box<dyn FnOnce(Result<(), DatabaseError>)>;
-type Job = Box<dyn FnOnce(&Connection) -> Completion + Send>;
+/// Runs in the batch's transaction, or is told that there is none.
+type Job = Box<dyn FnOnce(Option<&Connection>) -> (Completion, Result<(), DatabaseError>) + Send>;
 
 /// An SQLite database with one writer, which commits what waits together, and a few readers.
 ///
@@ -97,8 +104,12 @@ impl Sqlite {
     ) -> Result<T, DatabaseError> {
         let (done, result) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let outcome = in_savepoint(connection, job).map_err(DatabaseError::from);
-            Box::new(move |committed| drop(done.send(committed.and(outcome))))
+            let outcome = match connection {
+                Some(connection) => in_savepoint(connection, job).map_err(DatabaseError::from),
+                None => Err(DatabaseError::Failed("not run".into())),
+            };
+            let result = outcome.as_ref().map(drop).map_err(Clone::clone);
+            (Box::new(move |committed: Result<(), _>| drop(done.send(committed.and(outcome)))), result)
         });
         self.0.jobs.send_timeout(job, BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
         result.await.unwrap_or_else(|_| Err(DatabaseError::Failed("the writer has stopped".into())))
@@ -181,6 +192,10 @@ fn in_savepoint<T>(
 ) -> rusqlite::Result<T> {
     connection.prepare_cached("savepoint job")?.execute([])?;
     let result = job(connection);
+    if connection.is_autocommit() {
+        // The error has ended the whole transaction, so there is nothing to roll back to.
+        return result;
+    }
     if result.is_err() {
         connection.prepare_cached("rollback to job")?.execute([])?;
     }
@@ -197,35 +212,35 @@ fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
             batch.push(job);
         }
         let (completions, result) = write_batch(connection, batch);
-        let untrusted = result.as_ref().is_err_and(is_untrusted);
-        let result = result.map_err(DatabaseError::from);
         for complete in completions {
             complete(result.clone());
         }
-        if untrusted {
-            tracing::error!(?result, "the database can no longer be trusted");
+        if let Err(error @ DatabaseError::Untrusted(_)) = result {
+            tracing::error!(%error, "stopping");
             return;
         }
     }
 }
 
-fn write_batch(connection: &Connection, batch: Vec<Job>) -> (Vec<Completion>, rusqlite::Result<()>) {
-    if let Err(error) = connection.execute_batch("begin immediate") {
-        // Dropping the jobs would tell their callers that the writer has stopped; this tells them why.
-        let completions = batch.into_iter().map(|job| job(connection)).collect();
-        return (completions, Err(error));
+fn write_batch(connection: &Connection, batch: Vec<Job>) -> (Vec<Completion>, Result<(), DatabaseError>) {
+    let mut result = connection.execute_batch("begin immediate").map_err(DatabaseError::from);
+    let mut completions = Vec::with_capacity(batch.len());
+    for job in batch {
+        let (completion, outcome) = job(result.is_ok().then_some(connection));
+        completions.push(completion);
+        // A full disk and the like end the whole transaction, with all that was done in it. A job that ran now
+        // would be committed on its own, and its caller told that it was not.
+        if result.is_ok() && connection.is_autocommit() {
+            result = outcome.and(Err(DatabaseError::Failed("the transaction has ended".into())));
+        }
     }
-    let completions = batch.into_iter().map(|job| job(connection)).collect();
-    let result = connection.execute_batch("commit");
-    if result.is_err() && !connection.is_autocommit() {
-        let _ = connection.execute_batch("rollback");
+    if result.is_ok() {
+        result = connection.execute_batch("commit").map_err(DatabaseError::from);
+        if result.is_err() && !connection.is_autocommit() {
+            let _ = connection.execute_batch("rollback");
+        }
     }
     (completions, result)
-}
-
-/// After a failed sync nobody knows what the file holds (SQLite, "How To Corrupt", and the kernel's fsync semantics).
-fn is_untrusted(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt))
 }
 
 #[cfg(test)]
@@ -254,6 +269,40 @@ mod tests {
         assert!(matches!(b, Err(DatabaseError::Failed(_))));
         let count = database.read(|c| c.query_row("select count(*) from numbers", [], |row| row.get::<_, i64>(0)));
         assert_eq!(count.await, Ok(2));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_takes_nothing_and_is_told_apart() {
+        let folder = scratch("full");
+        let database = open(&folder).unwrap();
+        database
+            .write(|c| c.execute_batch("create table blobs (body blob); pragma max_page_count = 20"))
+            .await
+            .unwrap();
+        let insert = || database.write(|c| c.execute("insert into blobs values (zeroblob(1000000))", []));
+        let small = || database.write(|c| c.execute("insert into blobs values ('x')", []));
+        // The writer is held until all three wait, so that they are one batch.
+        let (started, running) = oneshot::channel();
+        let (release, held) = std::sync::mpsc::channel();
+        let hold = database.write(move |_| {
+            let _ = started.send(());
+            Ok(held.recv())
+        });
+        let batch = async {
+            running.await.unwrap();
+            let three = futures_util::future::join3(small(), insert(), small());
+            tokio::join!(three, async { release.send(()).unwrap() }).0
+        };
+        let (_, (before, full, after)) = tokio::join!(hold, batch);
+        assert_eq!(
+            (before, full, after),
+            (Err(DatabaseError::Full), Err(DatabaseError::Full), Err(DatabaseError::Full))
+        );
+        let count = database.read(|c| c.query_row("select count(*) from blobs", [], |row| row.get::<_, i64>(0)));
+        assert_eq!(count.await, Ok(0), "what was told to have failed is not there");
+        database.write(|c| c.execute_batch("pragma max_page_count = 1000")).await.unwrap();
+        assert_eq!(insert().await, Ok(1));
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -42,7 +42,7 @@ impl From<StoreError> for Error {
         let (detail, seconds) = match error {
             StoreError::Busy => ("too much is being stored at once; nothing was accepted", 1),
             StoreError::Full => ("the disk is full; nothing was accepted", 30),
-            StoreError::Failed(_) => ("the store failed; nothing was accepted", 5),
+            StoreError::Untrusted(_) | StoreError::Failed(_) => ("the store failed; nothing was accepted", 5),
         };
         let problem = Problem::new("store-unavailable", 503, "The store cannot take or tell this now", detail);
         Self { problem, retry_after_seconds: Some(seconds) }

@@ -77,7 +77,7 @@ impl BrokerConfig {
 pub enum Status {
     /// Not connected, and why.
     Away(String),
-    /// Connected.
+    /// Connected, and everything is declared.
     Connected,
     /// Connected, but a resource alarm at the broker stops publishing.
     Blocked(String),
@@ -99,10 +99,11 @@ pub struct Session {
     consume: Connection,
     user: Option<String>,
     opened: Instant,
+    status: watch::Sender<Status>,
 }
 
 impl Session {
-    async fn open(config: &BrokerConfig, name: &str) -> anyhow::Result<Self> {
+    async fn open(config: &BrokerConfig, name: &str, status: watch::Sender<Status>) -> anyhow::Result<Self> {
         let uri = config.uri()?;
         let user = Some(uri.authority.userinfo.username.clone()).filter(|user| !user.is_empty());
         let connect = |role: &str| {
@@ -113,7 +114,12 @@ impl Session {
         let (publish, consume) = tokio::time::timeout(config.connect_timeout, both).await.with_context(|| {
             format!("no connection within {}", humantime::format_duration(config.connect_timeout))
         })??;
-        Ok(Self { publish, consume, user, opened: Instant::now() })
+        Ok(Self { publish, consume, user, opened: Instant::now(), status })
+    }
+
+    /// Tells that everything is declared, so that messages can be published.
+    pub fn ready(&self) {
+        self.status.send_replace(Status::Connected);
     }
 
     /// A channel for declaring and consuming.
@@ -135,12 +141,12 @@ impl Session {
     }
 
     /// Follows the connections' events until one of them is lost.
-    async fn lost(&self, status: &watch::Sender<Status>) -> anyhow::Error {
+    async fn lost(&self) -> anyhow::Error {
         let mut events = futures_util::stream::select(self.publish.events_listener(), self.consume.events_listener());
         while self.publish.status().connected() && self.consume.status().connected() {
             match events.next().await {
-                Some(Event::ConnectionBlocked(reason)) => drop(status.send_replace(Status::Blocked(reason))),
-                Some(Event::ConnectionUnblocked) => drop(status.send_replace(Status::Connected)),
+                Some(Event::ConnectionBlocked(reason)) => drop(self.status.send_replace(Status::Blocked(reason))),
+                Some(Event::ConnectionUnblocked) => self.ready(),
                 Some(Event::Error(error)) if !self.publish.status().connected() => return error.into(),
                 Some(_) => {}
                 None => break,
@@ -186,10 +192,10 @@ impl<'a> Supervisor<'a> {
     /// A session, however long it takes to get one; none after the shutdown.
     pub async fn open(&mut self) -> Option<Session> {
         loop {
-            let opened = self.shutdown.run_until_cancelled(Session::open(self.config, &self.name)).await?;
+            let opened =
+                self.shutdown.run_until_cancelled(Session::open(self.config, &self.name, self.status.clone())).await?;
             match opened {
                 Ok(session) => {
-                    self.status.send_replace(Status::Connected);
                     tracing::info!(broker = %self.config.url, "connected");
                     return Some(session);
                 }
@@ -210,7 +216,7 @@ impl<'a> Supervisor<'a> {
         tokio::select! {
             biased;
             result = serve => result,
-            error = session.lost(self.status) => Err(error),
+            error = session.lost() => Err(error),
         }
     }
 
