@@ -7,9 +7,11 @@ help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: ## Show the whole stack at work, then end.
+	@cargo build --locked --workspace --bins
 	@cargo run --quiet --locked --package tests --bin stack -- demo
 
 up: ## Run the whole stack until Ctrl-C.
+	@cargo build --locked --workspace --bins
 	@cargo run --quiet --locked --package tests --bin stack -- up
 
 test: ## Run all tests.

@@ -26,11 +26,9 @@
 
 /// The configuration and its annotated defaults.
 pub mod config;
-/// The kinds that come with the product.
-pub mod handlers;
-
 mod context;
 mod handler;
+mod handlers;
 mod ledger;
 mod worker;
 
@@ -55,7 +53,6 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use worker::Worker;
 
 /// How often the ledger forgets what is past its retention.
@@ -234,7 +231,7 @@ impl Builder {
 /// # Errors
 /// When the signal handlers cannot be installed.
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
-    shared::shutdown::token(&TaskTracker::new())
+    shared::shutdown::token()
 }
 
 /// Keeps the ledger small. Returns when it can no longer be trusted.

@@ -269,13 +269,13 @@ impl Request {
         })
     }
 
-    /// The message id of this request's answers' question: what the ledger is keyed by.
+    /// What names this request however often it is sent, and no other; none if a foreign client gave it no name.
     #[must_use]
     pub fn identity(&self) -> Option<String> {
         match (self.operation, &self.reply_to) {
             (Some(operation), _) => Some(request_message_id(operation, self.step)),
             (None, Some(ReturnAddress::Foreign(address))) if !self.correlation_id.is_empty() => {
-                Some(format!("foreign:{address}:{}", self.correlation_id))
+                Some(format!("foreign:{}:{address}:{}", self.kind, self.correlation_id))
             }
             _ => None,
         }

@@ -6,12 +6,13 @@ use tokio_util::task::TaskTracker;
 ///
 /// # Errors
 /// When the handlers cannot be installed.
-pub fn token(tasks: &TaskTracker) -> std::io::Result<CancellationToken> {
+pub fn token() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
     let cancel = token.clone();
-    tasks.spawn(async move {
+    // Not waited for: it ends with the first signal or with the process.
+    TaskTracker::new().spawn(async move {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",

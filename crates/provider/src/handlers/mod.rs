@@ -3,4 +3,4 @@
 pub(crate) mod echo;
 pub(crate) mod order;
 pub(crate) mod risk;
-pub mod risk_model;
+mod risk_model;

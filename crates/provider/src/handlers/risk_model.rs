@@ -33,7 +33,7 @@ const RESIDUE: f64 = 10.0 * ROUNDING;
 
 /// Why there is no report.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum RiskError {
+pub(super) enum RiskError {
     /// The request makes no sense, and repeating it will not help.
     #[error("{pointer}: {detail}")]
     Invalid {
@@ -57,7 +57,7 @@ pub enum RiskError {
 ///
 /// [`RiskError::Invalid`] if the request breaks a limit, its dimensions disagree or its covariance matrix is not
 /// symmetric and positive semidefinite; [`RiskError::Stopped`] if `stopped` returned true.
-pub fn analyze(
+pub(super) fn analyze(
     request: &RiskRequest,
     progress: &(dyn Fn(f64) + Sync),
     stopped: &(dyn Fn() -> bool + Sync),

@@ -10,7 +10,6 @@ use client::Client;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio_util::task::TaskTracker;
 
 /// Takes requests over HTTP, sends them over RabbitMQ, and keeps each operation until its outcome is known.
 #[derive(Debug, Parser)]
@@ -119,7 +118,7 @@ fn serve(config: Config) -> ExitCode {
     };
     match prepare() {
         Ok(listener) => shared::exit::run(async {
-            let shutdown = shared::shutdown::token(&TaskTracker::new())?;
+            let shutdown = shared::shutdown::token()?;
             Box::pin(crate::run(config, listener, shutdown)).await
         }),
         Err(error) => shared::exit::fail(&error, shared::exit::BAD_CONFIGURATION),
