@@ -21,7 +21,7 @@ LABEL org.opencontainers.image.title="arr" \
       org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim"
 # A fresh named volume takes its owner from this directory; created as root, it would refuse the databases.
 RUN install -d -o 65532 -g 65532 -m 0750 /var/lib/arr
-# Webhooks and amqps verify certificates, and the slim base has no authorities of its own.
+# amqps verifies certificates, and the slim base has no authorities of its own.
 COPY --from=builder /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=builder /out/ /usr/local/bin/
 WORKDIR /var/lib/arr

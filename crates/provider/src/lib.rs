@@ -36,12 +36,12 @@ pub use config::Config;
 pub use context::Context;
 pub use handler::Failure;
 pub use ledger::Transaction;
+/// The database library of transactional handlers.
+pub use rusqlite;
 pub use shared::message::Content;
 pub use shared::problem::Problem;
 
 use anyhow::Context as _;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use handler::Handler;
 use ledger::Ledger;
 use rusqlite::Connection;
@@ -112,11 +112,12 @@ impl Provider {
         builder.build()
     }
 
-    /// Listens on `http.listen` and serves until `shutdown`.
+    /// Starts logging unless that was done, listens on `http.listen` and serves until `shutdown`.
     ///
     /// # Errors
     /// As [`Provider::run_on`], and when it cannot listen.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        shared::telemetry::init_logs(&self.config.log)?;
         let listener = shared::http::bind(self.config.http.listen)?;
         self.run_on(listener, shutdown).await
     }
@@ -138,8 +139,7 @@ impl Provider {
         let (publisher, mut queue) = amqp::publisher(&config.broker);
         let worker = Worker::new(config.clone(), handlers, ledger.clone(), publisher);
         let status = Status::channel();
-        let ready = status.subscribe();
-        let routes = shared::http::health_routes(move || readiness(&ready.borrow()));
+        let routes = shared::http::health_routes(status.subscribe());
         let name = format!("provider {}", config.group);
         let ended = CancellationToken::new();
         let work = async {
@@ -248,14 +248,5 @@ async fn keep(ledger: Option<&Ledger>, retention: Duration) {
     tokio::select! {
         () = purge => {}
         () = ledger.failed() => {}
-    }
-}
-
-fn readiness(broker: &Status) -> Response {
-    match broker {
-        Status::Connected => (StatusCode::OK, "ready\n".to_owned()).into_response(),
-        Status::Away(reason) | Status::Blocked(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("broker: {reason}\n")).into_response()
-        }
     }
 }

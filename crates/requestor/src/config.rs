@@ -1,3 +1,4 @@
+use crate::operation::Rules;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
@@ -122,6 +123,12 @@ impl Config {
         Ok(config)
     }
 
+    /// What decides how operations change.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules { retention: self.operations.retention, quiet: self.redrive.quiet }
+    }
+
     fn validate(&self) -> anyhow::Result<()> {
         anyhow::ensure!(topology::is_group(&self.group), "group {:?}: use a-z, 0-9 and hyphens", self.group);
         self.broker.validate()?;
@@ -154,7 +161,10 @@ impl HttpConfig {
             let url = url::Url::parse(&self.public_url).context("http.public_url")?;
             anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "http.public_url must be http:// or https://");
         }
-        anyhow::ensure!(self.limits.connections_max > 0, "http.limits.connections_max must be at least 1");
+        anyhow::ensure!(
+            self.waiters_max < self.limits.connections_max,
+            "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"
+        );
         anyhow::ensure!(self.page_size_max > 0, "http.page_size_max must be at least 1");
         Ok(())
     }

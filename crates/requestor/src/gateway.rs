@@ -96,6 +96,12 @@ impl Gateway {
         self.0.status.borrow().clone()
     }
 
+    /// Follows what is known of the broker.
+    #[must_use]
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Status> {
+        self.0.status.subscribe()
+    }
+
     /// Sends the request of `operation`, if that can be done now. If not, the sweeper does it later.
     ///
     /// Returns whether there may be room for another.

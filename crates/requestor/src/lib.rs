@@ -35,7 +35,7 @@ use watch::Watch;
 pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     shared::telemetry::init_metrics();
     let kinds = kinds::Kinds::load(&config)?;
-    let store = Store::open(config.store.url.expose(), http::rules(&config)).context("store")?;
+    let store = Store::open(config.store.url.expose(), config.rules()).context("store")?;
     let (watch, pace) = (Watch::default(), Pace::default());
     let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");

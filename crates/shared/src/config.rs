@@ -1,5 +1,6 @@
 use anyhow::Context;
-use config::{Config, Environment, File, FileFormat};
+use config::builder::DefaultState;
+use config::{Config, ConfigBuilder, Environment, File, FileFormat};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::HashMap;
@@ -28,24 +29,34 @@ fn load_from<T: DeserializeOwned>(
     if let Some(path) = file {
         builder = builder.add_source(File::from(path).format(FileFormat::Toml));
     }
+    let names: Vec<_> = environment.keys().cloned().collect();
     // Without prefix_separator the variable would have to be REQUESTOR__BROKER__URL. Values are not parsed here:
     // that would turn the password 00123 into 123, and strings deserialise into numbers anyway.
-    let variables =
-        Environment::with_prefix(prefix).prefix_separator("_").separator("__").source(Some(environment.clone()));
-    let loaded = builder.add_source(variables).build()?;
-    loaded.try_deserialize().map_err(|error| {
-        let names = environment.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let hint = if names.is_empty() { String::new() } else { format!(" (set in the environment: {names})") };
-        anyhow::anyhow!("configuration: {error}{hint}")
-    })
+    let variables = Environment::with_prefix(prefix).prefix_separator("_").separator("__").source(Some(environment));
+    let without = read::<T>(builder.clone());
+    match (read(builder.add_source(variables)), without) {
+        (Ok(loaded), _) => Ok(loaded),
+        (Err(error), Ok(_)) => anyhow::bail!("environment: {error} (set: {})", names.join(", ")),
+        (Err(_), Err(error)) => match file {
+            Some(path) => anyhow::bail!("{}: {error}", path.display()),
+            None => anyhow::bail!("configuration: {error}"),
+        },
+    }
+}
+
+/// The error in one line: a TOML error comes with an excerpt of the file.
+fn read<T: DeserializeOwned>(builder: ConfigBuilder<DefaultState>) -> Result<T, String> {
+    let loaded = builder.build().and_then(Config::try_deserialize);
+    loaded.map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// The variables that start with `prefix`, with those that end in `_FILE` replaced by what the file holds.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn environment(prefix: &str) -> anyhow::Result<HashMap<String, String>> {
     let wanted = format!("{prefix}_");
     let mut variables = HashMap::new();
-    for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with(&wanted)) {
+    for (name, value) in std::env::vars_os() {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(&wanted)).map(str::to_owned) else { continue };
+        let Ok(value) = value.into_string() else { anyhow::bail!("{name}: the value is not UTF-8") };
         match name.strip_suffix("_FILE") {
             Some(key) => {
                 let secret = std::fs::read_to_string(&value).with_context(|| format!("{name}: cannot read {value}"))?;

@@ -1,8 +1,11 @@
+use crate::amqp::Status;
 use crate::config::duration;
+use crate::problem::{self, Problem};
 use crate::telemetry;
 use anyhow::Context;
 use axum::Router;
-use axum::response::IntoResponse;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,11 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
+/// How often measurements are folded into the metrics.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long the health check waits.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -60,14 +65,19 @@ pub async fn serve(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let service = TowerToHyperService::new(router.layer(CatchPanicLayer::new()));
+    let service = TowerToHyperService::new(router.layer(CatchPanicLayer::custom(panicked)));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
     let slots = Arc::new(Semaphore::new(limits.connections_max));
+    let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &slots) => accepted,
+            _ = upkeep.tick() => {
+                telemetry::upkeep_metrics();
+                continue;
+            }
             () = shutdown.cancelled() => break,
         };
         let (stream, slot) = match accepted {
@@ -104,16 +114,50 @@ async fn accept(
     Ok((stream, slot))
 }
 
-/// `/healthz` (the process answers), `/readyz` (what `ready` says) and `/metrics` (Prometheus).
-pub fn health_routes<S, R>(ready: impl Fn() -> R + Clone + Send + Sync + 'static) -> Router<S>
+/// A problem as a response with the problem's own status.
+#[must_use]
+pub fn problem_response(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, problem.to_json()).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE));
+    response
+}
+
+/// What a caller learns of a panic; what it said is in the log.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    let problem =
+        Problem::new("internal-error", 500, "Internal error", "this should not happen; see the service's log");
+    problem_response(&problem)
+}
+
+/// `/healthz` (the process answers), `/readyz` (it can reach the `broker`) and `/metrics` (Prometheus).
+pub fn health_routes<S>(broker: watch::Receiver<Status>) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
-    R: IntoResponse + 'static,
 {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(move || async move { ready() }))
+        .route("/readyz", get(move || async move { readiness(&broker.borrow()) }))
         .route("/metrics", get(|| async { telemetry::render_metrics() }))
+}
+
+fn readiness(broker: &Status) -> Response {
+    let (state, reason) = match broker {
+        Status::Connected => return "ready\n".into_response(),
+        Status::Blocked(reason) => ("blocked", reason),
+        Status::Away(reason) => ("away", reason),
+    };
+    let problem = Problem::new("not-ready", 503, "The broker cannot be used now", reason.as_str());
+    problem_response(&problem.with("broker", state))
+}
+
+/// Where this machine reaches a service that listens at `listen`, which may be all of its addresses.
+#[must_use]
+pub fn reachable(listen: SocketAddr) -> SocketAddr {
+    match listen.ip().is_unspecified() {
+        true => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port()),
+        false => listen,
+    }
 }
 
 /// Asks the service that listens at `listen` whether it is healthy; for container health checks.
@@ -121,10 +165,7 @@ where
 /// # Errors
 /// Why it is not.
 pub async fn check(listen: SocketAddr) -> anyhow::Result<()> {
-    let mut address = listen;
-    if address.ip().is_unspecified() {
-        address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
+    let address = reachable(listen);
     let ask = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: health\r\nConnection: close\r\n\r\n").await?;

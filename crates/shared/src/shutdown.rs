@@ -2,7 +2,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT.
+/// The exit code of a process that did not end in order, as shells give it for SIGINT.
+const KILLED: i32 = 130;
+
+/// A token that is cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
@@ -16,10 +19,14 @@ pub fn token() -> std::io::Result<CancellationToken> {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
-            () = cancel.cancelled() => return,
         };
-        tracing::info!(signal = name, "shutting down");
+        tracing::info!(signal = name, "shutting down; once more to end at once");
         cancel.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(KILLED);
     });
     Ok(token)
 }

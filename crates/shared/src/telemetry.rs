@@ -24,7 +24,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error. lapin's own log is left out: it calls handled failures errors.
+/// Starts logging to standard error, unless something in this process has started logging already.
+///
+/// lapin's own log is left out: it calls handled failures errors.
 ///
 /// # Errors
 /// When the filter is not well formed.
@@ -32,10 +34,10 @@ pub fn init_logs(config: &LogConfig) -> anyhow::Result<()> {
     let directives = format!("{},lapin=off", config.filter);
     let filter = EnvFilter::try_new(&directives).with_context(|| format!("log.filter {:?}", config.filter))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let _ = match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
     Ok(())
 }
 
@@ -43,6 +45,13 @@ pub fn init_logs(config: &LogConfig) -> anyhow::Result<()> {
 #[must_use]
 pub fn render_metrics() -> String {
     recorder().map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Folds what was measured since the last call into the histograms; without it every sample is kept.
+pub fn upkeep_metrics() {
+    if let Some(handle) = recorder() {
+        handle.run_upkeep();
+    }
 }
 
 /// Starts counting. Called once in each process; further calls change nothing.

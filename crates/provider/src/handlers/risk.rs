@@ -5,9 +5,16 @@ use crate::context::Context;
 use crate::handler::Failure;
 use shared::problem::Problem;
 use shared::schema::risk::{RiskReport, RiskRequest};
+use tokio::sync::Semaphore;
+
+/// Each analysis takes all cores and up to 160 MB, so more at once would only be slower and larger.
+static RUNNING: Semaphore = Semaphore::const_new(2);
 
 pub(crate) async fn analyze(request: RiskRequest, context: Context) -> Result<RiskReport, Failure> {
+    let running = RUNNING.acquire().await;
     let simulate = move || {
+        // Held until the computation ends, even if nobody waits for it any more.
+        let _running = running;
         let progress = |percent: f64| context.progress(percent, format!("simulating {} paths", request.paths));
         risk_model::analyze(&request, &progress, &|| context.cancelled().is_cancelled())
     };

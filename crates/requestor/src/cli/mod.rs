@@ -127,10 +127,7 @@ fn serve(config: Config) -> ExitCode {
 
 impl Remote {
     fn client(&self, config: &Config) -> anyhow::Result<Client> {
-        let configured = match config.http.public_url.as_str() {
-            "" => format!("http://{}", config.http.listen),
-            url => url.to_owned(),
-        };
+        let configured = format!("http://{}", shared::http::reachable(config.http.listen));
         Client::new(self.url.as_deref().unwrap_or(&configured))
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn list(page: &Value, as_json: bool) -> anyhow::Result<()> {
 /// Follows an operation to its end and shows its outcome; an error if it failed.
 pub(super) async fn outcome(client: &Client, accepted: &Value, as_json: bool) -> anyhow::Result<()> {
     let id = text(&accepted["id"]);
-    let bar = bar();
+    let bar = bar(&id);
     let ended = loop {
         let operation = client.operation(&id, FOLLOW_SECONDS).await?;
         let message = operation.get("message").unwrap_or(&operation["status"]);
@@ -105,12 +105,12 @@ pub(super) fn problem(problem: &Value) -> String {
 }
 
 /// A bar on a terminal; elsewhere nothing, so that logs and pipes stay readable.
-fn bar() -> ProgressBar {
+fn bar(id: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(100);
-    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:40}] {pos:>3} % {msg}") {
+    let bar = ProgressBar::new(100).with_prefix(id.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {elapsed_precise} [{bar:30}] {pos:>3} % {msg}") {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.enable_steady_tick(Duration::from_millis(250));

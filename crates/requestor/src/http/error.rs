@@ -1,7 +1,8 @@
 use crate::store::StoreError;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use shared::problem::{CONTENT_TYPE, Problem};
+use shared::http::problem_response;
+use shared::problem::Problem;
 
 /// An error that leaves as a problem document, with `Retry-After` when asking again can help.
 #[derive(Debug)]
@@ -40,11 +41,11 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the store failed a caller");
         let (detail, seconds) = match error {
-            StoreError::Busy => ("too much is being stored at once; nothing was accepted", 1),
-            StoreError::Full => ("the disk is full; nothing was accepted", 30),
-            StoreError::Untrusted(_) | StoreError::Failed(_) => ("the store failed; nothing was accepted", 5),
+            StoreError::Busy => ("more is asked of the store than it can do", 1),
+            StoreError::Full => ("the disk is full", 30),
+            StoreError::Untrusted(_) | StoreError::Failed(_) => ("the store failed", 5),
         };
-        let problem = Problem::new("store-unavailable", 503, "The store cannot take or tell this now", detail);
+        let problem = Problem::new("store-unavailable", 503, "The store cannot be used now", detail);
         Self { problem, retry_after_seconds: Some(seconds) }
     }
 }
@@ -57,12 +58,4 @@ impl IntoResponse for Error {
         }
         response
     }
-}
-
-/// A problem as a response with the problem's own status.
-pub(crate) fn problem_response(problem: &Problem) -> Response {
-    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, problem.to_json()).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
-    response
 }

@@ -9,18 +9,17 @@ mod view;
 use crate::config::{Config, HttpConfig};
 use crate::gateway::Gateway;
 use crate::kinds::Kinds;
-use crate::operation::{Operation, Rules};
+use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
 use crate::watch::Watch;
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
-use error::problem_response;
-use shared::amqp::Status;
+use shared::http::problem_response;
 use shared::message::OperationId;
 use shared::problem::Problem;
 use std::sync::Arc;
@@ -71,18 +70,18 @@ impl App {
         }))
     }
 
-    /// The operation when it has ended or `wait` is over, whichever is first; at once when too many wait already.
-    async fn wait(&self, id: OperationId, wait: Duration) -> Result<Option<Operation>, StoreError> {
+    /// The operation when it has ended or `wait` is over, whichever is first; and whether there was room to wait.
+    async fn wait(&self, id: OperationId, wait: Duration) -> Result<(Option<Operation>, bool), StoreError> {
         let until = Instant::now() + wait;
         let slot = if wait.is_zero() { None } else { self.0.waiters.try_acquire().ok() };
-        let Some(_slot) = slot else { return self.0.store.get(id).await };
+        let Some(_slot) = slot else { return Ok((self.0.store.get(id).await?, false)) };
         // Subscribed before reading, so that no change in between is missed.
         let mut changes = self.0.watch.subscribe(id);
         loop {
             let operation = self.0.store.get(id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
             if ended || Instant::now() >= until || self.0.shutdown.is_cancelled() {
-                return Ok(operation);
+                return Ok((operation, true));
             }
             tokio::select! {
                 () = changes.changed() => {}
@@ -92,31 +91,32 @@ impl App {
         }
     }
 
-    /// The absolute URL of an operation.
-    fn operation_url(&self, headers: &HeaderMap, id: OperationId) -> String {
-        let base = match self.0.http.public_url.trim_end_matches('/') {
+    /// What callers put before `/v1`.
+    fn base_url(&self, headers: &HeaderMap) -> String {
+        match self.0.http.public_url.trim_end_matches('/') {
             "" => {
                 let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
                 format!("http://{}", host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned))
             }
             url => url.to_owned(),
-        };
-        format!("{base}/v1/operations/{id}")
+        }
+    }
+
+    /// The absolute URL of an operation.
+    fn operation_url(&self, headers: &HeaderMap, id: OperationId) -> String {
+        format!("{}/v1/operations/{id}", self.base_url(headers))
     }
 }
 
 /// All routes.
 pub(crate) fn router(app: App) -> Router {
-    let ready = {
-        let gateway = app.0.gateway.clone();
-        move || readiness(&gateway.broker())
-    };
+    let broker = app.0.gateway.subscribe();
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status))
         .route("/v1/operations/{id}/result", get(operations::result))
-        .merge(shared::http::health_routes(ready))
+        .merge(shared::http::health_routes(broker))
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
         .method_not_allowed_fallback(|| async {
             problem_response(&Problem::new("method-not-allowed", 405, "Method not allowed", "see the header Allow"))
@@ -133,21 +133,4 @@ async fn common_headers(request: Request, next: Next) -> Response {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
     response
-}
-
-/// Requests are accepted while the broker is away, since the store has them; readiness says that they wait.
-fn readiness(broker: &Status) -> Response {
-    let (status, state, detail) = match broker {
-        Status::Connected => (StatusCode::OK, "connected", None),
-        Status::Blocked(reason) => (StatusCode::SERVICE_UNAVAILABLE, "blocked", Some(reason)),
-        Status::Away(reason) => (StatusCode::SERVICE_UNAVAILABLE, "away", Some(reason)),
-    };
-    let body = serde_json::json!({ "ready": status == StatusCode::OK, "broker": state, "detail": detail });
-    (status, axum::Json(body)).into_response()
-}
-
-/// How long after its creation a request that could not be sent at once is sent by the sweeper, and other rules.
-#[must_use]
-pub(crate) fn rules(config: &Config) -> Rules {
-    Rules { retention: config.operations.retention, quiet: config.redrive.quiet }
 }

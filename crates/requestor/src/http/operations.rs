@@ -1,6 +1,6 @@
 use super::App;
 use super::error::Error;
-use super::prefer::Prefer;
+use super::prefer::{Prefer, applied};
 use super::view::{OperationView, PREFERENCE_APPLIED, insert};
 use crate::operation::{Operation, State as OperationState};
 use crate::store::{Filter, STATUSES};
@@ -37,9 +37,9 @@ pub(super) async fn status(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
-    let prefer = Prefer { respond_async: false, ..Prefer::from_headers(&headers) };
-    let wait = prefer.wait_at_most(app.0.http.wait_max);
-    let operation = app.wait(parse_id(&id)?, wait).await?.ok_or_else(Error::not_found)?;
+    let wait = Prefer::from_headers(&headers).wait_at_most(app.0.http.wait_max);
+    let (operation, waited) = app.wait(parse_id(&id)?, wait).await?;
+    let operation = operation.ok_or_else(Error::not_found)?;
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
     let mut response = app.operation_response(status, &operation, &headers);
@@ -47,7 +47,7 @@ pub(super) async fn status(
         let url = app.operation_url(&headers, operation.id);
         insert(&mut response, header::LOCATION, &format!("{url}/result"));
     }
-    if let Some(applied) = prefer.applied() {
+    if let Some(applied) = applied(false, waited.then_some(wait)) {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
     Ok(response)
@@ -94,7 +94,7 @@ pub(super) async fn list(
     let views: Vec<_> = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
     let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
     if let Some(next) = next {
-        let link = format!("<{}>; rel=\"next\"", next_page(&query, size, next));
+        let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, next));
         insert(&mut response, header::LINK, &link);
     }
     Ok(response)

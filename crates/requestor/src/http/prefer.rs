@@ -34,17 +34,17 @@ impl Prefer {
     pub(crate) fn wait_at_most(self, longest: Duration) -> Duration {
         self.wait.map_or(Duration::ZERO, |seconds| Duration::from_secs(seconds.into()).min(longest))
     }
+}
 
-    /// The response header `Preference-Applied` (section 3).
-    pub(crate) fn applied(self) -> Option<HeaderValue> {
-        let wait = self.wait.map(|seconds| format!("wait={seconds}"));
-        let text = match (self.respond_async, wait) {
-            (true, Some(wait)) => format!("respond-async, {wait}"),
-            (true, None) => "respond-async".into(),
-            (false, wait) => wait?,
-        };
-        HeaderValue::from_str(&text).ok()
-    }
+/// The response header `Preference-Applied` (section 3): only what was in fact done.
+pub(crate) fn applied(respond_async: bool, waited: Option<Duration>) -> Option<HeaderValue> {
+    let wait = waited.map(|wait| format!("wait={}", wait.as_secs()));
+    let text = match (respond_async, wait) {
+        (true, Some(wait)) => format!("respond-async, {wait}"),
+        (true, None) => "respond-async".into(),
+        (false, wait) => wait?,
+    };
+    HeaderValue::from_str(&text).ok()
 }
 
 #[cfg(test)]
@@ -64,13 +64,13 @@ mod tests {
         let both = Prefer { respond_async: true, wait: Some(10) };
         assert_eq!(prefer(&["respond-async, wait=10"]), both);
         assert_eq!(prefer(&["Respond-Async", "WAIT = \"10\"; x=1, wait=99, handling=lenient"]), both);
-        assert_eq!(both.applied().unwrap(), "respond-async, wait=10");
+        assert_eq!(applied(true, Some(Duration::from_secs(10))).unwrap(), "respond-async, wait=10");
     }
 
     #[test]
     fn what_is_not_understood_is_ignored() {
         assert_eq!(prefer(&["wait=soon, return=minimal, =, ;"]), Prefer::default());
-        assert_eq!(Prefer::default().applied(), None);
+        assert_eq!(applied(false, None), None);
         assert_eq!(prefer(&["wait=4000000000"]).wait_at_most(Duration::from_secs(5)), Duration::from_secs(5));
     }
 }

@@ -1,8 +1,9 @@
 use super::App;
 use super::error::Error;
-use super::prefer::Prefer;
+use super::prefer::{Prefer, applied};
 use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, insert};
 use crate::operation::Operation;
+use crate::store::StoreError;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -49,34 +50,36 @@ pub(super) async fn submit(
     operation.priority = query.priority;
     operation.traceparent = traceparent(&headers);
     let content = Content::json(body);
-    app.0.store.create(operation.clone(), content.clone()).await?;
+    app.0.store.create(operation.clone(), content.clone()).await.map_err(not_accepted)?;
     metrics::counter!("arr_operations_accepted_total", "kind" => name).increment(1);
     app.0.gateway.dispatch(&operation, content, now);
     answer(&app, operation, &headers).await
 }
 
+/// The request is accepted whatever happens now: a store that cannot be read leaves it at 202.
 async fn answer(app: &App, mut operation: Operation, headers: &HeaderMap) -> Result<Response, Error> {
     let prefer = Prefer::from_headers(headers);
     let wait = prefer.wait_at_most(app.0.http.wait_max);
-    if !wait.is_zero() {
-        // The request is accepted whatever happens now; a store that cannot be read leaves it at 202.
-        operation = app.wait(operation.id, wait).await.ok().flatten().unwrap_or(operation);
+    let mut waited = None;
+    if !wait.is_zero()
+        && let Ok((Some(now), true)) = app.wait(operation.id, wait).await
+    {
+        (operation, waited) = (now, Some(wait));
     }
     let url = app.operation_url(headers, operation.id);
-    let mut response = match (wait.is_zero(), operation.has_ended()) {
-        (false, true) => {
-            let mut response = app.outcome_response(&operation).await?;
-            insert(&mut response, header::CONTENT_LOCATION, &format!("{url}/result"));
-            insert(&mut response, OPERATION_LOCATION, &url);
-            response
-        }
-        _ => {
-            let mut response = app.operation_response(StatusCode::ACCEPTED, &operation, headers);
-            insert(&mut response, header::LOCATION, &url);
-            response
-        }
+    let outcome = match operation.has_ended() {
+        true => app.outcome_response(&operation).await.ok(),
+        false => None,
     };
-    if let Some(applied) = prefer.applied() {
+    let in_time = outcome.is_some();
+    let mut response = outcome.unwrap_or_else(|| app.operation_response(StatusCode::ACCEPTED, &operation, headers));
+    if in_time {
+        insert(&mut response, header::CONTENT_LOCATION, &format!("{url}/result"));
+        insert(&mut response, OPERATION_LOCATION, &url);
+    } else {
+        insert(&mut response, header::LOCATION, &url);
+    }
+    if let Some(applied) = applied(prefer.respond_async && !in_time, waited) {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
     Ok(response)
@@ -118,6 +121,15 @@ async fn read_body(app: &App, body: Body) -> Result<Bytes, Error> {
 
 fn is_length_limit(error: &axum::Error) -> bool {
     std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+}
+
+/// The one failure of the store after which the caller may simply ask again.
+fn not_accepted(error: StoreError) -> Error {
+    let mut error = Error::from(error);
+    if let Some(detail) = &mut error.problem.detail {
+        detail.push_str("; nothing was accepted");
+    }
+    error
 }
 
 fn not_json(error: serde_json::Error) -> Error {

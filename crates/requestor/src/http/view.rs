@@ -1,5 +1,4 @@
 use super::App;
-use super::error::problem_response;
 use crate::operation::{LateOutcome, Operation, State};
 use crate::store::status_name;
 use axum::Json;
@@ -7,6 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
+use shared::http::problem_response;
 use shared::message::{Content, OperationId};
 use shared::problem::Problem;
 
