@@ -32,6 +32,7 @@ fn request(id: &str, kind: &str, body: &serde_json::Value) -> (OperationId, Requ
         step: 1,
         attempt: 1,
         deadline: Some(Timestamp::now() + std::time::Duration::from_secs(60)),
+        expiration: None,
         reply_to: Some(ReturnAddress::Group("default".into())),
         priority: None,
         traceparent: None,

@@ -144,7 +144,7 @@ async fn a_result_that_no_message_can_carry_is_a_failure() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_the_broker_has_lost_is_sent_again() {
     let mut pair = Pair::prepare().await;
-    pair.requestor_config.redrive.quiet = std::time::Duration::from_secs(1);
+    pair.requestor_config.redrive.waiting = std::time::Duration::from_secs(1);
     pair.start_requestor();
     pair.start_provider();
     let first = pair.submit("echo", &json!(1)).await;

@@ -2,16 +2,17 @@
 
 use crate::config::Config;
 use crate::context::{Context, Report};
-use crate::handler::{Failure, Handler};
+use crate::handler::{Failure, Handler, PureFn};
 use crate::ledger::{Executed, Ledger, panicked};
 use futures_util::StreamExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lapin::Acker;
 use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
 use shared::amqp::{self, PublishError, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
-    Content, Message, Outcome, Progress, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, return_address,
+    Content, Message, Outcome, Progress, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number,
+    return_address,
 };
 use shared::problem::Problem;
 use shared::topology;
@@ -37,6 +38,10 @@ const REPLY_PAUSE_MAX: Duration = Duration::from_secs(5);
 const LEDGER_RETRY: Duration = Duration::from_millis(500);
 /// How long giving back what still runs may take at the end of a drain.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Redeliveries after lost connections that a running job holds on to; at six the broker gives the request up.
+const JOINED_DELIVERIES_MAX: i64 = 3;
+/// How much a provider's clock may differ from the requestor's before a deadline in the message is believed.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// Runs requests. Outlives sessions: a job goes on while the broker is away.
 #[derive(Clone, Debug)]
@@ -52,16 +57,18 @@ struct Inner {
     jobs: TaskTracker,
     /// Cancelled when what still runs must stop.
     stop: CancellationToken,
-    /// What runs now, by identity, with the deliveries to settle at its end. The broker delivers a request again
-    /// when the connection is lost or the requestor sends it again; that one then waits for the running job.
-    running: Mutex<HashMap<String, Vec<Acker>>>,
+    /// What runs now, by identity, with the delivery to settle at its end. The broker delivers a request again when
+    /// the connection is lost or the requestor sends it again; that delivery then joins the running job.
+    running: Mutex<HashMap<String, Option<Acker>>>,
 }
 
 /// A request that is being carried out.
 struct Job {
     request: Request,
     identity: Option<String>,
+    /// The delivery, unless it is in the table of what runs.
     acker: Option<Acker>,
+    received: Instant,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -97,7 +104,7 @@ impl Worker {
     ) -> anyhow::Result<()> {
         let kinds: Vec<_> = self.0.handlers.keys().cloned().collect();
         let channel = session.consume_channel().await?;
-        topology::declare_for_provider(&channel, &kinds).await?;
+        amqp::call("declaring", topology::declare_for_provider(&channel, &kinds)).await?;
         session.ready();
         tracing::info!(kinds = kinds.join(","), "serving");
         let work = async {
@@ -124,7 +131,7 @@ impl Worker {
                 delivery = deliveries.next() => delivery,
             };
             match delivery {
-                Some(delivery) => self.accept(kind, delivery?).await?,
+                Some(delivery) => self.accept(kind, delivery?, shutdown).await?,
                 None => anyhow::bail!("the consumer of {queue} was cancelled"),
             }
         }
@@ -136,29 +143,47 @@ impl Worker {
     }
 
     /// Begins one request, joins it to the job that runs it already, or answers what is no request.
-    async fn accept(&self, kind: &str, mut delivery: Delivery) -> anyhow::Result<()> {
+    async fn accept(&self, kind: &str, mut delivery: Delivery, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let received = Instant::now();
+        let deliveries = header_number(&delivery.properties, "x-delivery-count").unwrap_or_default();
         let request = Request::from_delivery(kind, &mut delivery).and_then(|request| self.answerable(request));
         let request = match request {
             Ok(request) => request,
             Err(error) => return self.refuse(kind, delivery, error).await,
         };
         let identity = request.identity();
-        let mut acker = Some(delivery.acker);
         if let Some(identity) = &identity
-            && let Some(job) = self.running().get_mut(identity)
+            && let Some(superfluous) = self.join(identity, &delivery.acker, deliveries)
         {
             metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
-            job.extend(acker.take());
-            return Ok(());
+            return match superfluous {
+                true => amqp::settle(&delivery.acker, Settle::Ack).await,
+                false => Ok(()),
+            };
         }
         let slots = self.0.slots.get(kind).map(Arc::clone).ok_or_else(|| anyhow::anyhow!("no handler for {kind}"))?;
-        let slot = slots.acquire_owned().await?;
+        let Some(slot) = shutdown.run_until_cancelled(slots.acquire_owned()).await else {
+            return amqp::settle(&delivery.acker, Settle::Requeue).await;
+        };
+        let mut acker = Some(delivery.acker);
         if let Some(identity) = &identity {
-            self.running().insert(identity.clone(), acker.take().into_iter().collect());
+            self.running().insert(identity.clone(), acker.take());
         }
-        let job = Job { request, identity, acker, _slot: slot };
-        self.0.jobs.spawn(self.clone().work(job));
+        self.0.jobs.spawn(self.clone().work(Job { request, identity, acker, received, _slot: slot? }));
         Ok(())
+    }
+
+    /// Joins a delivery to the job that runs its request; none if there is no such job. Returns whether the delivery
+    /// is superfluous: a copy of one that is still held, or one that was lost so often that it would soon be taken
+    /// for a request that kills its providers. The requestor sends that one again if this process dies too.
+    fn join(&self, identity: &str, acker: &Acker, deliveries: i64) -> Option<bool> {
+        let mut running = self.running();
+        let held = running.get_mut(identity)?;
+        let superfluous = held.as_ref().is_some_and(Acker::usable) || deliveries >= JOINED_DELIVERIES_MAX;
+        if !superfluous {
+            *held = Some(acker.clone());
+        }
+        Some(superfluous)
     }
 
     /// A request that nobody could be answered is not carried out.
@@ -190,7 +215,7 @@ impl Worker {
                 let worker = self.clone();
                 self.0.jobs.spawn(async move {
                     let published = worker.publish_reply(message, &address).await;
-                    worker.settle(vec![delivery.acker], published.err().map_or(Settle::Ack, |_| Settle::Reject)).await;
+                    worker.settle(Some(delivery.acker), published.err().map_or(Settle::Ack, |_| Settle::Reject)).await;
                 });
                 return Ok(());
             }
@@ -200,43 +225,38 @@ impl Worker {
 
     /// Carries a request out, replies, and only then settles it.
     async fn work(self, mut job: Job) {
-        let result = match self.execute(&job.request).await {
+        let result = match self.execute(&job).await {
             Ok(reply) => self.reply(&job.request, &reply).await,
             Err(no_reply) => Err(no_reply),
         };
-        let mut ackers: Vec<_> = job.acker.take().into_iter().collect();
-        if let Some(identity) = &job.identity {
-            ackers.extend(self.running().remove(identity).unwrap_or_default());
-        }
+        let joined = job.identity.as_ref().and_then(|identity| self.running().remove(identity).flatten());
         let how = match result {
             Ok(()) => Settle::Ack,
             Err(NoReply::GiveBack) => Settle::Requeue,
             Err(NoReply::Unpublished) => Settle::Reject,
         };
-        self.settle(ackers, how).await;
+        self.settle(job.acker.take().or(joined), how).await;
     }
 
-    /// Deliveries of a session that is over cannot be settled and come again; the others are.
-    async fn settle(&self, ackers: Vec<Acker>, how: Settle) {
-        for acker in ackers {
-            if let Err(error) = amqp::settle(&acker, how).await {
-                tracing::debug!(%error, "delivery not settled; it comes again");
-            }
+    /// A delivery of a session that is over cannot be settled and comes again.
+    async fn settle(&self, acker: Option<Acker>, how: Settle) {
+        if let Some(acker) = acker
+            && let Err(error) = amqp::settle(&acker, how).await
+        {
+            tracing::debug!(%error, "delivery not settled; it comes again");
         }
     }
 
-    async fn execute(&self, request: &Request) -> Result<Reply, NoReply> {
-        let started = Instant::now();
-        let result = match time_left(request) {
-            Some(left) if left.is_zero() => Err(Failure::Permanent(Problem::deadline_exceeded())),
-            left => match self.0.handlers.get(&request.kind) {
-                Some(Handler::Pure(function)) => {
-                    let run = |context| function(request.content.clone(), context);
-                    self.run_pure(request, left, run).await?
-                }
-                Some(handler) => self.run_in_ledger(request, handler).await?,
-                None => Err(Failure::Permanent(Problem::new("unknown-kind", 404, "Unknown kind", &request.kind))),
-            },
+    async fn execute(&self, job: &Job) -> Result<Reply, NoReply> {
+        let (request, started) = (&job.request, Instant::now());
+        let result = match self.0.handlers.get(&request.kind) {
+            _ if is_overdue(request) => Err(Failure::Permanent(Problem::deadline_exceeded())),
+            Some(Handler::Pure(function)) => {
+                let until = request.expiration.map(|left| job.received + left);
+                self.run_pure(request, until, Arc::clone(function)).await?
+            }
+            Some(handler) => self.run_in_ledger(request, handler).await?,
+            None => Err(Failure::Permanent(Problem::new("unknown-kind", 404, "Unknown kind", &request.kind))),
         };
         metrics::histogram!("arr_handler_seconds", "kind" => request.kind.clone()).record(started.elapsed());
         let (outcome, retryable) = match result {
@@ -248,22 +268,20 @@ impl Worker {
     }
 
     /// Runs a pure handler, reports its progress, and ends it at the deadline or when the provider must stop.
-    async fn run_pure<F>(
+    async fn run_pure(
         &self,
         request: &Request,
-        left: Option<Duration>,
-        run: impl FnOnce(Context) -> F,
-    ) -> Result<Handled, NoReply>
-    where
-        F: Future<Output = Handled> + Send + 'static,
-    {
+        until: Option<Instant>,
+        function: Arc<PureFn>,
+    ) -> Result<Handled, NoReply> {
         let cancelled = self.0.stop.child_token();
         let (reports, newest) = watch::channel(Report::default());
+        let (content, context) = (request.content.clone(), Context::new(request, cancelled.clone(), reports));
         // A task of its own, so that a panic is this operation's failure and nothing else's.
-        let mut task = self.0.jobs.spawn(run(Context::new(request, cancelled.clone(), reports)));
+        let mut task = self.0.jobs.spawn(async move { function(content, context).await });
         let mut ended = tokio::select! {
             joined = &mut task => Some(joined),
-            () = sleep_or_forever(left) => None,
+            () = sleep_until_or_forever(until) => None,
             () = cancelled.cancelled() => None,
             () = self.report(request, newest) => None,
         };
@@ -369,7 +387,6 @@ impl Worker {
                 Ok(()) => return Ok(()),
                 // A foreign client that has gone takes its queue with it.
                 Err(PublishError::Unroutable) if matches!(address, ReturnAddress::Foreign(_)) => return Ok(()),
-                Err(PublishError::Unknown) => {}
                 Err(error) => {
                     tracing::warn!(%error, message_id = %message.message_id, "reply not published");
                     left -= 1;
@@ -391,19 +408,19 @@ impl Worker {
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<String, Vec<Acker>>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Option<Acker>>> {
         self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is left of the request's deadline; none if it has none.
-fn time_left(request: &Request) -> Option<Duration> {
-    request.deadline.map(|deadline| deadline.duration_since(Timestamp::now()).try_into().unwrap_or_default())
+/// Whether the requestor has given the request up. Its clock decides, so that a clock that differs does no harm.
+fn is_overdue(request: &Request) -> bool {
+    request.deadline.is_some_and(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_TOLERANCE)
 }
 
-async fn sleep_or_forever(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
+async fn sleep_until_or_forever(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,
     }
 }

@@ -78,7 +78,9 @@ pub struct RedriveConfig {
     #[serde(with = "duration")]
     pub quiet: Duration,
     #[serde(with = "duration")]
-    pub quiet_max: Duration,
+    pub waiting: Duration,
+    #[serde(with = "duration")]
+    pub waiting_max: Duration,
     #[serde(with = "duration")]
     pub unroutable_max: Duration,
 }
@@ -145,7 +147,10 @@ impl Config {
             let timeout = settings.timeout.unwrap_or(operations.timeout);
             anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
         }
-        anyhow::ensure!(self.redrive.quiet <= self.redrive.quiet_max, "redrive.quiet is above redrive.quiet_max");
+        anyhow::ensure!(
+            self.redrive.waiting <= self.redrive.waiting_max,
+            "redrive.waiting is above redrive.waiting_max"
+        );
         Ok(())
     }
 }

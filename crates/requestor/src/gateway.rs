@@ -119,27 +119,28 @@ impl Gateway {
             step: operation.step,
             attempt: operation.attempt,
             deadline: Some(operation.deadline),
+            expiration: None,
             reply_to: Some(ReturnAddress::Group(self.0.group.clone())),
             priority: operation.priority,
             traceparent: operation.traceparent.clone(),
             content,
         };
-        let published = request
-            .to_message(operation.id, &self.0.group, now)
-            .map_err(|_| PublishError::Refused)
-            .and_then(|message| self.0.publisher.try_publish(message));
-        match published {
-            Ok(confirm) => {
-                let (id, sends) = (operation.id, operation.sends + 1);
-                let _ = self.0.confirms.send(Pending(confirm.map(move |result| (id, sends, result)).boxed()));
-                true
-            }
-            Err(error) => {
-                tracing::debug!(operation = %operation.id, %error, "request not sent now");
+        let message = request.to_message(operation.id, &self.0.group, now).map_err(|_| PublishError::Refused);
+        let confirm = match message.and_then(|message| self.0.publisher.try_publish(message)) {
+            Ok(confirm) => confirm.boxed(),
+            Err(PublishError::Full) => {
                 self.sending().remove(&operation.id);
-                false
+                return false;
             }
-        }
+            // Its own fault: it is tried again later, and those behind it are sent now.
+            Err(error) => {
+                tracing::warn!(operation = %operation.id, %error, "request not sent");
+                std::future::ready(Err(error)).boxed()
+            }
+        };
+        let (id, sends) = (operation.id, operation.sends + 1);
+        let _ = self.0.confirms.send(Pending(confirm.map(move |result| (id, sends, result)).boxed()));
+        true
     }
 
     /// Serves until `shutdown`, over as many sessions as it takes.
@@ -165,7 +166,7 @@ impl Gateway {
 
     async fn serve(&self, session: &Session, publish: &mut PublishQueue) -> anyhow::Result<()> {
         let channel = session.consume_channel().await?;
-        topology::declare_for_requestor(&channel, &self.0.group, &self.0.kinds).await?;
+        amqp::call("declaring", topology::declare_for_requestor(&channel, &self.0.group, &self.0.kinds)).await?;
         session.ready();
         let replies = topology::reply_queue(&self.0.group);
         let progress = topology::progress_queue(&self.0.group);
@@ -302,7 +303,7 @@ impl Gateway {
     /// together is not sent again together.
     fn pause(&self, sends: u32, result: &Result<(), PublishError>) -> Duration {
         let (first, longest) = match result {
-            Ok(()) => (self.0.redrive.quiet, self.0.redrive.quiet_max),
+            Ok(()) => (self.0.redrive.waiting, self.0.redrive.waiting_max),
             Err(_) => (UNROUTABLE_MIN, self.0.redrive.unroutable_max),
         };
         let doubled = first.saturating_mul(2_u32.saturating_pow(sends.saturating_sub(1).min(16)));

@@ -138,6 +138,12 @@ impl Operation {
             Event::Reply(reply) if self.has_ended() => self.keep_late(reply.outcome, now),
             _ if self.has_ended() => Change::None,
             Event::Progress(progress) => self.progress(progress, now, rules),
+            // Only this clock decides that: a provider's may be wrong, and another provider may still answer.
+            Event::Reply(Reply { outcome: Outcome::Failed(problem), .. })
+                if problem.is("deadline-exceeded") && now < self.deadline =>
+            {
+                Change::None
+            }
             Event::Reply(Reply { outcome: Outcome::Succeeded(content), .. }) => {
                 self.end(State::Succeeded, Some(content), now, rules)
             }
@@ -247,6 +253,14 @@ mod tests {
         assert_eq!(operation.apply(success(), operation.deadline, RULES), Change::None);
         assert_eq!(operation.state, state);
         assert_eq!(operation.late_outcome.unwrap().status, "Succeeded");
+    }
+
+    #[test]
+    fn a_provider_whose_clock_is_ahead_ends_nothing() {
+        let mut operation = operation();
+        let refused = || reply(Outcome::Failed(Problem::deadline_exceeded()));
+        assert_eq!(operation.apply(refused(), operation.created_at, RULES), Change::None);
+        assert_eq!(operation.apply(refused(), operation.deadline, RULES), Change::Ended(None));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use crate::gateway::Gateway;
 use crate::operation::Event;
 use crate::store::{Store, StoreError};
+use futures_util::future::try_join_all;
 use jiff::Timestamp;
+use shared::amqp::Status;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -21,33 +23,31 @@ pub(crate) async fn run(store: &Store, gateway: &Gateway, shutdown: &Cancellatio
             _ = tick.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = sweep(store, gateway).await {
+        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep(store, gateway)).await {
             tracing::warn!(%error, "cannot sweep now");
         }
     }
 }
 
+/// A batch of each, so that none waits long for the others.
 async fn sweep(store: &Store, gateway: &Gateway) -> Result<(), StoreError> {
     let now = Timestamp::now();
     give_up(store, gateway, now).await?;
-    send(store, gateway, now).await?;
-    while store.purge(now, BATCH).await? == BATCH {}
+    if gateway.broker() == Status::Connected {
+        send(store, gateway, now).await?;
+    }
+    store.purge(now, BATCH).await?;
     Ok(())
 }
 
 /// Gives up operations whose deadline has passed.
 async fn give_up(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(), StoreError> {
-    loop {
-        let overdue = store.overdue(now, BATCH).await?;
-        for &id in &overdue {
-            if let Some(applied) = store.apply(id, Event::Deadline, now).await? {
-                gateway.changed(&applied.operation, &applied.change);
-            }
-        }
-        if overdue.len() < BATCH {
-            return Ok(());
-        }
+    let overdue = store.overdue(now, BATCH).await?;
+    let given_up = overdue.into_iter().map(|id| store.apply(id, Event::Deadline, now));
+    for applied in try_join_all(given_up).await?.into_iter().flatten() {
+        gateway.changed(&applied.operation, &applied.change);
     }
+    Ok(())
 }
 
 /// Sends what was never sent, or what nothing has been heard of for too long.

@@ -16,7 +16,8 @@ pub(crate) struct Watch(Arc<Mutex<Waiters>>);
 pub(crate) struct Subscription {
     watch: Watch,
     id: OperationId,
-    changes: watch::Receiver<()>,
+    /// Taken by drop only.
+    changes: Option<watch::Receiver<()>>,
 }
 
 impl Watch {
@@ -24,7 +25,7 @@ impl Watch {
     #[must_use]
     pub(crate) fn subscribe(&self, id: OperationId) -> Subscription {
         let changes = self.lock().entry(id).or_insert_with(|| watch::Sender::new(())).subscribe();
-        Subscription { watch: self.clone(), id, changes }
+        Subscription { watch: self.clone(), id, changes: Some(changes) }
     }
 
     /// Wakes all who wait for `id`.
@@ -42,15 +43,19 @@ impl Watch {
 impl Subscription {
     /// Returns after the next change, or at once if there was one since the last call.
     pub(crate) async fn changed(&mut self) {
-        // The sender stays in the map as long as this subscription is held, so there is no error.
-        let _ = self.changes.changed().await;
+        if let Some(changes) = &mut self.changes {
+            // The sender stays in the map as long as this subscription is held, so there is no error.
+            let _ = changes.changed().await;
+        }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut waiters = self.watch.lock();
-        if waiters.get(&self.id).is_some_and(|sender| sender.receiver_count() <= 1) {
+        // Under the lock, so that of two that are dropped together the second sees that it is the last.
+        self.changes = None;
+        if waiters.get(&self.id).is_some_and(|sender| sender.receiver_count() == 0) {
             waiters.remove(&self.id);
         }
     }

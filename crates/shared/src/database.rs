@@ -65,7 +65,7 @@ struct Inner {
     path: PathBuf,
     jobs: mpsc::Sender<Job>,
     readers: Mutex<Vec<Connection>>,
-    reader_slots: Semaphore,
+    reader_slots: Arc<Semaphore>,
     failed: CancellationToken,
     _lock: File,
 }
@@ -85,12 +85,12 @@ impl Sqlite {
         migrations.to_latest(&mut writer).with_context(|| format!("cannot bring {} up to date", path.display()))?;
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let failed = CancellationToken::new();
-        let fail = failed.clone();
+        let stopped = failed.clone().drop_guard();
         std::thread::Builder::new().name("sqlite-writer".into()).spawn(move || {
+            let _stopped = stopped;
             write_batches(&writer, queue);
-            fail.cancel();
         })?;
-        let (readers, reader_slots) = (Mutex::default(), Semaphore::new(READERS));
+        let (readers, reader_slots) = (Mutex::default(), Arc::new(Semaphore::new(READERS)));
         Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, _lock: lock })))
     }
 
@@ -123,9 +123,12 @@ impl Sqlite {
         &self,
         job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, DatabaseError> {
-        let _slot = self.0.reader_slots.acquire().await.map_err(|_| DatabaseError::Busy)?;
+        let slots = Arc::clone(&self.0.reader_slots);
+        let slot = slots.acquire_owned().await.map_err(|_| DatabaseError::Busy)?;
         let inner = Arc::clone(&self.0);
         let read = move || -> Result<T, DatabaseError> {
+            // Held until the connection is back, even if nobody waits for the result any more.
+            let _slot = slot;
             let idle = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = match idle {
                 Some(connection) => connection,
@@ -230,15 +233,17 @@ fn write_batch(connection: &Connection, batch: Vec<Job>) -> (Vec<Completion>, Re
         completions.push(completion);
         // A full disk and the like end the whole transaction, with all that was done in it. A job that ran now
         // would be committed on its own, and its caller told that it was not.
-        if result.is_ok() && connection.is_autocommit() {
+        if let Err(error @ DatabaseError::Untrusted(_)) = outcome {
+            result = Err(error);
+        } else if result.is_ok() && connection.is_autocommit() {
             result = outcome.and(Err(DatabaseError::Failed("the transaction has ended".into())));
         }
     }
     if result.is_ok() {
         result = connection.execute_batch("commit").map_err(DatabaseError::from);
-        if result.is_err() && !connection.is_autocommit() {
-            let _ = connection.execute_batch("rollback");
-        }
+    }
+    if result.is_err() && !connection.is_autocommit() {
+        let _ = connection.execute_batch("rollback");
     }
     (completions, result)
 }

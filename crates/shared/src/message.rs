@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// `type` of a request.
@@ -148,8 +149,10 @@ pub struct Request {
     pub step: u32,
     /// Which attempt of the requestor's this is, from 1.
     pub attempt: u32,
-    /// When the requestor gives up. Foreign requests may have none.
+    /// When the requestor gives up, by its clock. Foreign requests may have none.
     pub deadline: Option<Timestamp>,
+    /// What was left of that when the message was published. Set by [`Request::to_message`].
+    pub expiration: Option<Duration>,
     /// Where the answer goes.
     pub reply_to: Option<ReturnAddress>,
     /// 0 to 9; quorum queues tell priorities apart from RabbitMQ 4.0 on.
@@ -262,6 +265,7 @@ impl Request {
             step: header_number(properties, "step").and_then(|n| n.try_into().ok()).unwrap_or(1),
             attempt: header_number(properties, "attempt").and_then(|n| n.try_into().ok()).unwrap_or(1),
             deadline,
+            expiration: expiration(properties),
             reply_to: return_address(properties),
             priority: *properties.priority(),
             traceparent: header_text(properties, "traceparent").map(str::to_owned),
@@ -434,6 +438,10 @@ pub fn attempt_of(properties: &BasicProperties) -> u32 {
 
 fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
     properties.headers().as_ref()?.inner().get(name)
+}
+
+fn expiration(properties: &BasicProperties) -> Option<Duration> {
+    properties.expiration().as_ref()?.as_str().parse().ok().map(Duration::from_millis)
 }
 
 fn operation_of(properties: &BasicProperties) -> Result<OperationId, Unreadable> {

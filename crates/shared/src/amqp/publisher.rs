@@ -3,7 +3,7 @@ use crate::message::Message;
 use futures_util::future::{join_all, try_join_all};
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation};
+use lapin::{Channel, Confirmation, Connection};
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +44,8 @@ pub struct Publisher {
 #[derive(Debug)]
 pub struct PublishQueue {
     jobs: mpsc::Receiver<Job>,
+    /// What was in a batch that failed: at most one batch.
+    suspects: Vec<Job>,
     batch_max: usize,
     confirm_timeout: Duration,
 }
@@ -59,7 +61,12 @@ impl std::fmt::Debug for Job {
 pub fn publisher(config: &BrokerConfig) -> (Publisher, PublishQueue) {
     let (sender, jobs) = mpsc::channel(config.publish_queue_max);
     let publisher = Publisher { jobs: sender, message_bytes_max: config.message_bytes_max };
-    let queue = PublishQueue { jobs, batch_max: config.publish_batch_max, confirm_timeout: config.confirm_timeout };
+    let queue = PublishQueue {
+        jobs,
+        suspects: Vec::new(),
+        batch_max: config.publish_batch_max,
+        confirm_timeout: config.confirm_timeout,
+    };
     (publisher, queue)
 }
 
@@ -105,30 +112,76 @@ impl Publisher {
 }
 
 impl PublishQueue {
-    /// Publishes batch after batch on `channel`, which nothing else may publish on.
+    /// Publishes batch after batch on `channel` of `connection`, on which nothing else may publish.
     ///
     /// A batch ends with a barrier: all its confirms are awaited before a returned message is told from a routed
     /// one. lapin gives a returned message to whichever confirm completes next, so a single confirm proves
     /// nothing; but when all of a batch are there, so are all its returned messages, and their ids tell.
-    pub(super) async fn publish_on(&mut self, channel: &Channel, user: Option<&str>) -> anyhow::Result<()> {
-        let mut batch = Vec::with_capacity(self.batch_max);
-        while self.jobs.recv_many(&mut batch, self.batch_max).await > 0 {
-            let confirmations = tokio::time::timeout(self.confirm_timeout, publish_batch(channel, user, &batch))
-                .await
-                .map_err(|_| anyhow::anyhow!("no confirm within {:?}", self.confirm_timeout))??;
-            let returned: HashSet<ShortString> = confirmations.iter().filter_map(returned_id).collect();
-            for (job, confirmation) in batch.drain(..).zip(&confirmations) {
-                let result = match confirmation {
-                    Confirmation::Nack(_) | Confirmation::NotRequested => Err(PublishError::Refused),
-                    Confirmation::Ack(_) if returned.contains(&job.message.message_id) => Err(PublishError::Unroutable),
-                    Confirmation::Ack(_) => Ok(()),
-                };
-                if let Some(done) = job.done {
-                    let _ = done.send(result);
+    ///
+    /// What fails as a batch is published again one by one on the next channel, so that a message that the broker
+    /// will not have fails alone.
+    pub(super) async fn publish_on(
+        &mut self,
+        connection: &Connection,
+        channel: &Channel,
+        user: Option<&str>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let mut batch = Vec::with_capacity(self.batch_max);
+            match self.suspects.pop() {
+                Some(suspect) => batch.push(suspect),
+                None if self.jobs.recv_many(&mut batch, self.batch_max).await == 0 => return Ok(()),
+                None => {}
+            }
+            match self.confirmed(connection, publish_batch(channel, user, &batch)).await {
+                Ok(confirmations) => settle(batch, &confirmations),
+                Err(error) => {
+                    self.keep(batch, &error);
+                    return Err(error);
                 }
             }
         }
-        Ok(())
+    }
+
+    /// Awaits the confirms of a batch. During a resource alarm the broker reads nothing from this connection, which
+    /// is no reason to give it up.
+    async fn confirmed(
+        &self,
+        connection: &Connection,
+        batch: impl Future<Output = lapin::Result<Vec<Confirmation>>>,
+    ) -> anyhow::Result<Vec<Confirmation>> {
+        let mut batch = std::pin::pin!(batch);
+        loop {
+            match tokio::time::timeout(self.confirm_timeout, &mut batch).await {
+                Ok(confirmations) => return Ok(confirmations?),
+                Err(_) if connection.status().blocked() => {}
+                Err(_) => anyhow::bail!("no confirm within {:?}", self.confirm_timeout),
+            }
+        }
+    }
+
+    fn keep(&mut self, mut batch: Vec<Job>, error: &anyhow::Error) {
+        if batch.len() > 1 {
+            // Those that nobody waits for any more, and hints, are not worth a try each.
+            self.suspects.extend(batch.into_iter().filter(|job| job.done.as_ref().is_some_and(|d| !d.is_closed())));
+        } else if let Some(done) = batch.pop().and_then(|job| job.done) {
+            let refused = error.downcast_ref::<lapin::Error>().is_some_and(lapin::Error::is_amqp_error);
+            let _ = done.send(Err(if refused { PublishError::Refused } else { PublishError::Unknown }));
+        }
+    }
+}
+
+fn settle(batch: Vec<Job>, confirmations: &[Confirmation]) {
+    let returned: HashSet<ShortString> = confirmations.iter().filter_map(returned_id).collect();
+    for (job, confirmation) in batch.into_iter().zip(confirmations) {
+        let result = match confirmation {
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(PublishError::Refused),
+            Confirmation::Ack(_) if returned.contains(&job.message.message_id) => Err(PublishError::Unroutable),
+            Confirmation::Ack(_) => Ok(()),
+        };
+        if let Some(done) = job.done {
+            let _ = done.send(result);
+        }
     }
 }
 

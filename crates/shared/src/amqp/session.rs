@@ -130,14 +130,25 @@ impl Session {
         super::call("opening a channel", self.consume.create_channel()).await
     }
 
-    /// Publishes what comes through `queue` on a channel of its own until the session fails or the queue ends.
+    /// Publishes what comes through `queue`, on one channel after another, until the connection fails or the queue
+    /// ends.
     ///
     /// # Errors
-    /// Why the channel can no longer be used; what was under way then is unknown.
+    /// Why the connection can no longer be used.
     pub async fn publish_from(&self, queue: &mut PublishQueue) -> anyhow::Result<()> {
-        let channel = super::call("opening a channel", self.publish.create_channel()).await?;
-        super::call("confirm.select", channel.confirm_select(Default::default())).await?;
-        queue.publish_on(&channel, self.user.as_deref()).await
+        loop {
+            let channel = super::call("opening a channel", self.publish.create_channel()).await?;
+            super::call("confirm.select", channel.confirm_select(Default::default())).await?;
+            let error = match queue.publish_on(&self.publish, &channel, self.user.as_deref()).await {
+                Ok(()) => return Ok(()),
+                Err(error) if !self.publish.status().connected() => return Err(error),
+                Err(error) => error,
+            };
+            // What the other connection consumes is not at fault.
+            tracing::warn!(error = format!("{error:#}"), "publishing failed; going on with another channel");
+            metrics::counter!("arr_publish_channels_lost_total").increment(1);
+            tokio::time::sleep(RECONNECT_MIN).await;
+        }
     }
 
     /// Follows the connections' events until one of them is lost.
