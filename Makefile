@@ -15,6 +15,7 @@ up: ## Run the whole stack until Ctrl-C.
 	@cargo run --quiet --locked --package tests --bin stack -- up
 
 test: ## Run all tests.
+	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
 
 check: ## Check format, lints and documentation.

@@ -34,6 +34,21 @@ fn bad_keys_urls_and_addresses_are_refused_with_exit_code_2() {
 }
 
 #[test]
+fn a_bad_file_is_named_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("requestor.toml");
+    for (text, hint) in [("[http\nlisten = 1", "requestor.toml"), ("[http]\nlisen = \"x\"", "lisen")] {
+        std::fs::write(&file, text).unwrap();
+        let variables = [("REQUESTOR_GROUP".to_owned(), "innocent".to_owned())];
+        let output = command("requestor", &variables).args(["serve", "--config"]).arg(&file).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(hint) && error.contains("requestor.toml") && !error.contains("REQUESTOR"), "{error}");
+        assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
 fn the_effective_configuration_hides_secrets_and_reads_them_from_files() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("url");

@@ -63,17 +63,13 @@ async fn every_message_delivered_three_times_changes_stock_and_status_once() {
     let before = pair.operation(last).await;
     let (_, request) = request(last, "order.place", &order);
     let contradiction = Outcome::Failed(Problem::new("other", 500, "Other", "another outcome"));
-    let replies = [Outcome::Succeeded(Content::json("1")), contradiction];
-    let duplicates = pair.metric("arr_duplicate_messages_total", "").await;
-    for outcome in replies {
+    for outcome in [Outcome::Succeeded(Content::json("1")), contradiction] {
         let reply = Reply { attempt: 1, retryable: false, outcome };
         publish(&channel, &request.reply_message(&reply).unwrap().unwrap()).await;
     }
-    harness::eventually("the repeated replies are taken", async || {
-        let now = pair.metric("arr_duplicate_messages_total", "").await;
-        if now >= duplicates + 2.0 { Ok(()) } else { Err(now.to_string()) }
-    })
-    .await;
+    // Replies are taken in order: when this one is there, those before it are.
+    let behind = pair.submit("echo", &json!("behind")).await;
+    pair.result(&behind).await;
     assert_eq!(pair.operation(last).await, before);
     let stock = stock(&pair);
     assert_eq!(stock, 5000 - 20);

@@ -26,6 +26,7 @@ async fn a_broker_that_is_away_at_start_gets_everything_when_it_comes() {
     }
     let ready = pair.get("/readyz").await;
     assert_eq!(ready.status(), 503);
+    assert_eq!(ready.headers()["content-type"], "application/problem+json");
     assert_eq!(ready.json::<Value>().await.unwrap()["broker"], "away");
     assert_eq!(pair.get("/healthz").await.status(), 200);
     proxy.open().await;
@@ -72,12 +73,16 @@ async fn a_broker_killed_with_requests_in_flight_loses_nothing() {
     pair.start_requestor();
     pair.start_provider();
     pair.ready().await;
+    // Half of them wait in the broker's queue when it is killed, the others come while it is away.
+    pair.stop_provider().await;
     let mut ids = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..50 {
         ids.push(pair.submit("order.place", &order()).await);
     }
-    broker.kill_and_restart().await;
-    ids.push(pair.submit("order.place", &order()).await);
+    pair.start_provider();
+    let during = futures_util::future::join_all((0..50).map(|_| async { pair.submit("order.place", &order()).await }));
+    let (during, ()) = tokio::join!(during, broker.kill_and_restart());
+    ids.extend(during);
     for id in &ids {
         pair.result(id).await;
     }
@@ -89,9 +94,12 @@ async fn a_handler_that_panics_is_that_operations_failure_and_nothing_elses() {
     let mut pair = Pair::prepare().await;
     let provider = |config: Config| {
         Provider::builder(config)
-            .handle("echo", |request: Value, _: Context| async move {
-                assert_ne!(request, "panic", "as asked for");
-                Ok::<_, Failure>(request)
+            .handle("echo", |request: Value, _: Context| {
+                assert_ne!(request, "panic at once", "as asked for");
+                async move {
+                    assert_ne!(request, "panic later", "as asked for");
+                    Ok::<_, Failure>(request)
+                }
             })
             .handle_transactional("order.place", |_: Value, _: &provider::Transaction<'_>| -> Result<Value, Failure> {
                 panic!("as asked for")
@@ -102,7 +110,10 @@ async fn a_handler_that_panics_is_that_operations_failure_and_nothing_elses() {
     pair.start_provider_with(provider(pair.provider_config.clone()));
     pair.start_requestor();
     pair.ready().await;
-    let failing = [pair.submit("echo", &json!("panic")).await, pair.submit("order.place", &order()).await];
+    let mut failing = vec![pair.submit("order.place", &order()).await];
+    for panic in ["panic at once", "panic later", "panic at once", "panic later"] {
+        failing.push(pair.submit("echo", &json!(panic)).await);
+    }
     let fine = pair.submit("echo", &json!("fine")).await;
     assert_eq!(pair.result(&fine).await, "fine");
     for id in failing {
@@ -114,16 +125,25 @@ async fn a_handler_that_panics_is_that_operations_failure_and_nothing_elses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_hangs_ends_at_the_deadline() {
     let mut pair = Pair::prepare().await;
+    pair.provider_config.concurrency = 1;
     let provider = Provider::builder(pair.provider_config.clone())
-        .handle("echo", |_: Value, _: Context| std::future::pending::<Result<Value, Failure>>())
+        .handle("echo", |request: Value, _: Context| async move {
+            match request.as_str() {
+                Some("hang") => std::future::pending().await,
+                _ => Ok::<_, Failure>(request),
+            }
+        })
         .build()
         .unwrap();
     pair.start_provider_with(provider);
     pair.start_requestor();
     pair.ready().await;
-    let request = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json").body("1");
+    let request = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json").body("\"hang\"");
     let response = request.header("operation-timeout", "2s").header("prefer", "wait=30").send().await.unwrap();
     assert_eq!(response.status(), 504);
+    // Its slot, the only one, is free again.
+    let id = pair.submit("echo", &json!("next")).await;
+    assert_eq!(pair.result(&id).await, "next");
     pair.finish().await;
 }
 

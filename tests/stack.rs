@@ -1,6 +1,6 @@
 //! `make demo` and `make up`: the whole stack on this machine, with whatever broker it has.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a demonstration is there to be read")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a demonstration is there to be read")]
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
@@ -28,53 +28,51 @@ const PORT: u16 = 8080;
 /// The headers that the pattern is about.
 const HEADERS: [&str; 5] = ["location", "operation-location", "retry-after", "preference-applied", "content-type"];
 
+/// The exit code of what was interrupted, as shells give it.
+const INTERRUPTED: u8 = 130;
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = async {
-        // The services end by themselves when Ctrl-C reaches them; the broker ends with this process.
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            result = run(arguments) => result,
-            _ = interrupt.recv() => Ok(()),
-            _ = terminate.recv() => Ok(()),
-        }
-    };
-    match result.await {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(Arguments::parse()).await {
+        Ok(code) => code,
         Err(error) => {
-            println!("failed: {error:#}");
+            eprintln!("failed: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupted = async || {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
     let folder = tempfile::tempdir()?;
-    let broker = Broker::obtain().await?;
-    match arguments {
-        Arguments::Demo => {
-            let stack = Stack::start(&broker, folder.path(), harness::free_port()).await?;
-            stack.demo().await?;
-            stack.stop().await
-        }
-        Arguments::Up => {
-            let port =
-                if std::net::TcpListener::bind(("127.0.0.1", PORT)).is_ok() { PORT } else { harness::free_port() };
-            let stack = Stack::start(&broker, folder.path(), port).await?;
-            println!(
-                "up: {}  (Ctrl-C ends it; data and logs are in {} until then)",
-                stack.caller.base,
-                folder.path().display()
-            );
-            println!(
-                "try: curl -i {}/v1/requests/echo -H 'Content-Type: application/json' -d '\"hello\"'",
-                stack.caller.base
-            );
-            std::future::pending().await
-        }
-    }
+    let started = async {
+        let broker = Broker::obtain().await?;
+        let stack = Stack::start(&broker, folder.path(), &arguments).await?;
+        anyhow::Ok((broker, stack))
+    };
+    let (_broker, mut stack) = tokio::select! {
+        started = started => started?,
+        () = interrupted() => return Ok(ExitCode::from(INTERRUPTED)),
+    };
+    let result = tokio::select! {
+        result = stack.run(&arguments, folder.path()) => result.map(|()| ExitCode::SUCCESS),
+        () = interrupted() => Ok(match arguments {
+            Arguments::Demo => ExitCode::from(INTERRUPTED),
+            Arguments::Up => ExitCode::SUCCESS,
+        }),
+    };
+    let stopped = stack.stop().await;
+    let code = result?;
+    stopped?;
+    println!("\nstack: stopped, nothing is left running");
+    Ok(code)
 }
 
 struct Stack {
@@ -84,11 +82,23 @@ struct Stack {
 }
 
 impl Stack {
-    async fn start(broker: &Broker, folder: &Path, port: u16) -> anyhow::Result<Self> {
+    async fn start(broker: &Broker, folder: &Path, arguments: &Arguments) -> anyhow::Result<Self> {
+        let port = match arguments {
+            Arguments::Up if std::net::TcpListener::bind(("127.0.0.1", PORT)).is_ok() => PORT,
+            Arguments::Up => {
+                println!("stack: port {PORT} is taken, using another");
+                harness::free_port()
+            }
+            Arguments::Demo => harness::free_port(),
+        };
         let provider = Service::provider(broker.url(), folder);
-        let requestor = Service::requestor(broker.url(), folder)
+        let mut requestor = Service::requestor(broker.url(), folder)
             .on_port(port)
             .with("REQUESTOR_HTTP__LISTEN", &format!("127.0.0.1:{port}"));
+        if broker.is_given() {
+            println!("stack: its requests share the queues of that broker's virtual host with whoever is there");
+            requestor = requestor.with("REQUESTOR_GROUP", "demo");
+        }
         println!("stack: starting a provider and a requestor");
         let (provider, requestor) = (provider.start().await, requestor.start().await);
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));
@@ -98,6 +108,21 @@ impl Stack {
         })
         .await;
         Ok(Self { provider, requestor, caller })
+    }
+
+    async fn run(&mut self, arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
+        match arguments {
+            Arguments::Demo => self.demo().await,
+            Arguments::Up => {
+                let base = &self.caller.base;
+                println!("up: {base} (Ctrl-C ends it and removes its data and logs in {})", folder.display());
+                println!("try: curl -i {base}/v1/requests/echo -H 'Content-Type: application/json' -d '\"hello\"'");
+                tokio::select! {
+                    status = self.provider.ended() => bail!("the provider has ended with {status}"),
+                    status = self.requestor.ended() => bail!("the requestor has ended with {status}"),
+                }
+            }
+        }
     }
 
     async fn demo(&self) -> anyhow::Result<()> {
@@ -168,14 +193,11 @@ impl Stack {
         Ok(())
     }
 
-    async fn stop(self) -> anyhow::Result<()> {
-        for (name, mut process) in [("requestor", self.requestor), ("provider", self.provider)] {
+    async fn stop(&mut self) -> anyhow::Result<()> {
+        for (name, process) in [("requestor", &mut self.requestor), ("provider", &mut self.provider)] {
             let status = process.terminate().await;
-            if !status.success() {
-                bail!("the {name} ended with {status}");
-            }
+            ensure!(status.success(), "the {name} ended with {status}");
         }
-        println!("\nstack: stopped, nothing is left running");
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
 use url::Url;
 
@@ -119,9 +119,13 @@ impl Broker {
     }
 
     async fn node() -> anyhow::Result<Self> {
+        // One at a time: another test may be installing it just now.
+        static INSTALLING: Mutex<()> = Mutex::const_new(());
+        let installing = INSTALLING.lock().await;
         if !Path::new(SERVER).exists() {
-            install()?;
+            tokio::task::spawn_blocking(install).await??;
         }
+        drop(installing);
         say("starting a private rabbitmq-server node");
         let node = Node::start()?;
         let (url, management) = urls(node.amqp, node.management)?;
@@ -138,6 +142,12 @@ impl Broker {
     #[must_use]
     pub fn url(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
+    }
+
+    /// Whether it was given, so that others may use it as well.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        matches!(self.source, Source::Given)
     }
 
     /// Its address, for a relay.
@@ -362,17 +372,16 @@ fn install() -> anyhow::Result<()> {
         if [ ! -e $policy ]; then printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod +x $policy; trap \"rm -f $policy\" EXIT; fi
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -qq
-        apt-get install -yqq --no-install-recommends rabbitmq-server";
+        apt-get -o DPkg::Lock::Timeout=300 install -yqq --no-install-recommends rabbitmq-server";
     let root = nix::unistd::geteuid().is_root();
     let mut command = if root { Command::new("sh") } else { Command::new("sudo") };
     let arguments = if root { vec!["-c", script] } else { vec!["sh", "-c", script] };
-    let output = command.args(arguments).stdin(Stdio::null()).output().context("cannot install rabbitmq-server")?;
-    ensure!(
-        output.status.success() && Path::new(SERVER).exists(),
-        "cannot install rabbitmq-server: install it, start Docker, or set AMQP_URL\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    let said = match command.args(arguments).output() {
+        Ok(output) if output.status.success() && Path::new(SERVER).exists() => return Ok(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    bail!("cannot install rabbitmq-server: install it, start Docker, or set AMQP_URL\n{said}")
 }
 
 fn urls(amqp: u16, management: u16) -> anyhow::Result<(Url, Url)> {

@@ -4,7 +4,7 @@ use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A service as a process of its own, killed when this value is dropped.
 #[derive(Debug)]
@@ -81,13 +81,17 @@ impl Service {
     /// Starts it, and waits until it listens.
     pub async fn start(&self) -> Process {
         let process = self.spawn();
+        self.listening().await;
+        process
+    }
+
+    /// Waits until it listens.
+    pub async fn listening(&self) {
         eventually(&format!("{} listens", self.name), async || {
             let healthy = shared::http::check(([127, 0, 0, 1], self.port).into()).await;
-            healthy
-                .map_err(|error| format!("{error:#}; log: {}", std::fs::read_to_string(&self.log).unwrap_or_default()))
+            healthy.map_err(|error| format!("{error:#}; log: {}", self.log()))
         })
         .await;
-        process
     }
 
     /// What it has logged so far.
@@ -107,17 +111,25 @@ impl Process {
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM, and its exit status.
+    /// SIGTERM unless it has ended already, and its exit status.
     ///
     /// # Panics
     /// When it does not end within 45 s.
     pub async fn terminate(&mut self) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-        let until = Instant::now() + Duration::from_secs(45);
+        if self.child.try_wait().unwrap().is_none() {
+            kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(45), self.ended()).await.expect("SIGTERM ends it")
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// When the system does not tell.
+    pub async fn ended(&mut self) -> ExitStatus {
         loop {
-            match self.child.try_wait().unwrap() {
-                Some(status) => return status,
-                None => assert!(Instant::now() < until, "SIGTERM does not end it"),
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -481,3 +481,104 @@ fn message(
         mandatory: true,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> (OperationId, Request) {
+        let operation: OperationId = "01a2076b-5594-7450-ab5f-b6f5ebe0fa56".parse().unwrap();
+        let request = Request {
+            operation: Some(operation),
+            correlation_id: operation.to_string(),
+            kind: "order.place".into(),
+            step: 1,
+            attempt: 2,
+            deadline: Some("2026-11-23T08:00:30Z".parse().unwrap()),
+            expiration: None,
+            reply_to: Some(ReturnAddress::Group("default".into())),
+            priority: Some(7),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            content: Content::json("{}"),
+        };
+        (operation, request)
+    }
+
+    /// The message as its receiver gets it.
+    fn delivered(message: &Message) -> Delivery {
+        let (exchange, key) = (message.exchange.into(), message.routing_key.clone());
+        let mut delivery = Delivery::mock(1, exchange, key, false, message.body.to_vec());
+        delivery.properties = message.properties.clone();
+        delivery
+    }
+
+    fn text(value: &Option<ShortString>) -> &str {
+        value.as_ref().map_or("", ShortString::as_str)
+    }
+
+    #[test]
+    fn a_request_on_the_wire_is_as_the_protocol_says() {
+        let (operation, request) = request();
+        let now = "2026-11-23T08:00:00Z".parse().unwrap();
+        let message = request.to_message(operation, "default", now).unwrap();
+        let properties = &message.properties;
+        assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.request", "order.place"));
+        assert!(message.mandatory);
+        assert_eq!(text(properties.kind()), "arr.request");
+        assert_eq!(text(properties.correlation_id()), operation.to_string());
+        assert_eq!(text(properties.message_id()), operation.to_string());
+        assert_eq!(text(properties.reply_to()), "arr.reply.default");
+        assert_eq!(text(properties.expiration()), "30000");
+        assert_eq!(text(properties.content_type()), "application/json");
+        assert_eq!((*properties.delivery_mode(), *properties.priority()), (Some(2), Some(7)));
+        assert_eq!(header_text(properties, "deadline"), Some("2026-11-23T08:00:30Z"));
+
+        let read = Request::from_delivery("order.place", &mut delivered(&message)).unwrap();
+        assert_eq!((read.operation, read.step, read.attempt), (Some(operation), 1, 2));
+        assert_eq!((read.deadline, read.expiration), (request.deadline, Some(Duration::from_secs(30))));
+        assert_eq!((read.reply_to, read.traceparent), (request.reply_to, request.traceparent));
+        assert_eq!((read.content, read.priority), (request.content, request.priority));
+        assert_eq!(request_message_id(operation, 2), format!("{operation}.2"));
+    }
+
+    #[test]
+    fn replies_and_progress_come_back_as_they_were_sent() {
+        let (operation, request) = request();
+        let problem = Problem::new("out-of-stock", 409, "Out of stock", "none left");
+        for outcome in [Outcome::Succeeded(Content::json("1")), Outcome::Failed(problem)] {
+            let reply = Reply { attempt: 2, retryable: true, outcome };
+            let message = request.reply_message(&reply).unwrap().unwrap();
+            assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.reply", "arr.reply.default"));
+            assert_eq!(Reply::from_delivery(&mut delivered(&message)).unwrap(), (operation, reply));
+        }
+        let progress = Progress { attempt: 2, sequence: 9, percent: Some(12.5), message: Some("half".into()) };
+        let message = request.progress_message(&progress).unwrap().unwrap();
+        assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.progress", "arr.progress.default"));
+        assert!(!message.mandatory);
+        assert_eq!(Progress::from_delivery(&delivered(&message)).unwrap(), (operation, progress));
+    }
+
+    #[test]
+    fn other_clients_write_integers_as_they_like() {
+        let (operation, request) = request();
+        let mut delivery = delivered(&request.to_message(operation, "default", Timestamp::now()).unwrap());
+        for value in [AMQPValue::ShortShortInt(3), AMQPValue::LongInt(3), AMQPValue::LongLongInt(3)] {
+            let mut headers = FieldTable::default();
+            headers.insert("attempt".into(), value);
+            delivery.properties = delivery.properties.with_headers(headers);
+            assert_eq!(attempt_of(&delivery.properties), 3);
+        }
+    }
+
+    #[test]
+    fn no_return_address_leads_elsewhere_than_it_says() {
+        for bad in ["", "arr.reply.", "arr.reply.#", "arr.reply.a.b", "arr.reply.A"] {
+            assert_eq!(ReturnAddress::parse(bad), None, "{bad}");
+        }
+        assert_eq!(ReturnAddress::parse("victim"), Some(ReturnAddress::Foreign("victim".into())));
+        let long = "x".repeat(300);
+        let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
+        assert!(answer(&ReturnAddress::Foreign(long), "a", 1, &reply).is_err());
+        assert!(answer(&ReturnAddress::Foreign("q".into()), &"é".repeat(127), 1, &reply).is_ok());
+    }
+}
