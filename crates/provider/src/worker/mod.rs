@@ -1,47 +1,33 @@
 //! Service Activator: takes deliveries, runs handlers, and settles a request only after its reply is confirmed.
 
+mod execution;
+mod replies;
+
 use crate::config::Config;
-use crate::context::{Context, Report};
-use crate::handler::{Failure, Handler, PureFn};
-use crate::ledger::{Executed, Ledger, panicked};
+use crate::handler::Handler;
+use crate::ledger::Ledger;
 use futures_util::StreamExt;
-use jiff::{SignedDuration, Timestamp};
 use lapin::Acker;
 use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
-use shared::amqp::{self, PublishError, PublishQueue, Publisher, Session, Settle};
+use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
-    Content, Message, Outcome, Progress, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number,
-    return_address,
+    Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number, return_address,
 };
 use shared::problem::Problem;
 use shared::topology;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Requests that end sooner than this send no progress: their reply says it all.
-const FIRST_REPORT_AFTER: Duration = Duration::from_millis(100);
-/// How long a handler may take to notice that it is cancelled before it is dropped.
-const CANCEL_GRACE: Duration = Duration::from_secs(1);
-/// How often a reply that no queue takes is published before the request is given back.
-const REPLY_ATTEMPTS: u32 = 8;
-/// The first pause between such attempts; it doubles.
-const REPLY_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause between such attempts.
-const REPLY_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// The pause before the ledger is asked again to take what it could not take.
-const LEDGER_RETRY: Duration = Duration::from_millis(500);
 /// How long giving back what still runs may take at the end of a drain.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Redeliveries after lost connections that a running job holds on to; at six the broker gives the request up.
 const JOINED_DELIVERIES_MAX: i64 = 3;
-/// How much a provider's clock may differ from the requestor's before a deadline in the message is believed.
-const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// Runs requests. Outlives sessions: a job goes on while the broker is away.
 #[derive(Clone, Debug)]
@@ -71,8 +57,6 @@ struct Job {
     received: Instant,
     _slot: OwnedSemaphorePermit,
 }
-
-type Handled = Result<Content, Failure>;
 
 /// Why a request ends without a reply.
 enum NoReply {
@@ -247,157 +231,6 @@ impl Worker {
         }
     }
 
-    async fn execute(&self, job: &Job) -> Result<Reply, NoReply> {
-        let (request, started) = (&job.request, Instant::now());
-        let result = match self.0.handlers.get(&request.kind) {
-            _ if is_overdue(request) => Err(Failure::Permanent(Problem::deadline_exceeded())),
-            Some(Handler::Pure(function)) => {
-                let until = request.expiration.map(|left| job.received + left);
-                self.run_pure(request, until, Arc::clone(function)).await?
-            }
-            Some(handler) => self.run_in_ledger(request, handler).await?,
-            None => Err(Failure::Permanent(Problem::new("unknown-kind", 404, "Unknown kind", &request.kind))),
-        };
-        metrics::histogram!("arr_handler_seconds", "kind" => request.kind.clone()).record(started.elapsed());
-        let (outcome, retryable) = match result {
-            Ok(content) => (Outcome::Succeeded(content), false),
-            Err(Failure::Permanent(problem)) => (Outcome::Failed(problem), false),
-            Err(Failure::Transient(problem)) => (Outcome::Failed(problem), true),
-        };
-        Ok(Reply { attempt: request.attempt, retryable, outcome })
-    }
-
-    /// Runs a pure handler, reports its progress, and ends it at the deadline or when the provider must stop.
-    async fn run_pure(
-        &self,
-        request: &Request,
-        until: Option<Instant>,
-        function: Arc<PureFn>,
-    ) -> Result<Handled, NoReply> {
-        let cancelled = self.0.stop.child_token();
-        let (reports, newest) = watch::channel(Report::default());
-        let (content, context) = (request.content.clone(), Context::new(request, cancelled.clone(), reports));
-        // A task of its own, so that a panic is this operation's failure and nothing else's.
-        let mut task = self.0.jobs.spawn(async move { function(content, context).await });
-        let mut ended = tokio::select! {
-            joined = &mut task => Some(joined),
-            () = sleep_until_or_forever(until) => None,
-            () = cancelled.cancelled() => None,
-            () = self.report(request, newest) => None,
-        };
-        let in_time = ended.is_some();
-        if !in_time {
-            cancelled.cancel();
-            ended = tokio::time::timeout(CANCEL_GRACE, &mut task).await.ok();
-            task.abort();
-        }
-        match ended {
-            Some(Ok(Ok(content))) => Ok(Ok(content)),
-            _ if self.0.stop.is_cancelled() => Err(NoReply::GiveBack),
-            Some(Ok(Err(failure))) if in_time => Ok(Err(failure)),
-            Some(Err(error)) => {
-                tracing::error!(kind = request.kind, correlation_id = request.correlation_id, %error, "handler failed");
-                Ok(Err(Failure::Permanent(panicked())))
-            }
-            _ => Ok(Err(Failure::Permanent(Problem::deadline_exceeded()))),
-        }
-    }
-
-    /// Sends what the handler says of itself, and signs of life while it says nothing. Never returns.
-    async fn report(&self, request: &Request, mut newest: watch::Receiver<Report>) {
-        let mut sequence = 0;
-        let pace = &self.0.config.progress;
-        tokio::time::sleep(FIRST_REPORT_AFTER).await;
-        loop {
-            let Report { percent, message } = newest.borrow_and_update().clone();
-            sequence = Timestamp::now().as_microsecond().max(sequence + 1);
-            let progress = Progress { attempt: request.attempt, sequence, percent, message };
-            if let Ok(Some(message)) = request.progress_message(&progress) {
-                self.0.publisher.hint(message);
-            }
-            let (earliest, latest) = (Instant::now() + pace.interval, Instant::now() + pace.heartbeat);
-            // An error means that the handler has dropped its context; then only signs of life are left.
-            if let Ok(Err(_)) = tokio::time::timeout_at(latest, newest.changed()).await {
-                tokio::time::sleep_until(latest).await;
-            }
-            tokio::time::sleep_until(earliest).await;
-        }
-    }
-
-    /// Runs a transactional handler, or answers from the ledger what it did before. A ledger that cannot be written
-    /// now holds this request's slot, so that no more requests are taken than it will be able to record.
-    async fn run_in_ledger(&self, request: &Request, handler: &Handler) -> Result<Handled, NoReply> {
-        let (Some(ledger), Some(identity)) = (&self.0.ledger, request.identity()) else {
-            return Ok(Err(Failure::invalid("", "a request with an effect needs a correlation_id")));
-        };
-        loop {
-            let (kind, content) = (request.kind.clone(), request.content.clone());
-            let outcome = match ledger.execute(identity.clone(), kind, content, handler.clone()).await {
-                Ok(Executed::Now(outcome)) => outcome,
-                Ok(Executed::Before(outcome)) => {
-                    metrics::counter!("arr_repeats_total", "kind" => request.kind.clone()).increment(1);
-                    outcome
-                }
-                Ok(Executed::NotNow(problem)) => return Ok(Err(Failure::Transient(problem))),
-                Err(error) => {
-                    tracing::warn!(%error, "the ledger cannot be written yet");
-                    tokio::select! {
-                        () = tokio::time::sleep(LEDGER_RETRY) => continue,
-                        () = self.0.stop.cancelled() => return Err(NoReply::GiveBack),
-                    }
-                }
-            };
-            return Ok(match outcome {
-                Outcome::Succeeded(content) => Ok(content),
-                Outcome::Failed(problem) => Err(Failure::Permanent(problem)),
-            });
-        }
-    }
-
-    async fn reply(&self, request: &Request, reply: &Reply) -> Result<(), NoReply> {
-        let Some(address) = &request.reply_to else { return Ok(()) };
-        match request.reply_message(&self.fitting(reply)) {
-            Ok(Some(message)) => self.publish_reply(message, address).await,
-            Ok(None) => Ok(()),
-            Err(error) => {
-                tracing::error!(%error, "no reply can be made");
-                Ok(())
-            }
-        }
-    }
-
-    /// A result that no message can carry becomes a failure that says so.
-    fn fitting(&self, reply: &Reply) -> Reply {
-        let limit = self.0.config.broker.message_bytes_max;
-        match &reply.outcome {
-            Outcome::Succeeded(content) if content.body.len() > limit => {
-                let detail = format!("the result has {} bytes, more than {limit}", content.body.len());
-                let problem = Problem::new("result-too-large", 500, "Result too large", detail);
-                Reply { outcome: Outcome::Failed(problem), ..*reply }
-            }
-            _ => reply.clone(),
-        }
-    }
-
-    /// Publishes until the broker has it, over as many sessions as it takes; gives up when no queue takes it.
-    async fn publish_reply(&self, message: Message, address: &ReturnAddress) -> Result<(), NoReply> {
-        let (mut left, mut pause) = (REPLY_ATTEMPTS, REPLY_PAUSE);
-        while left > 0 {
-            match self.0.publisher.publish(message.clone()).await {
-                Ok(()) => return Ok(()),
-                // A foreign client that has gone takes its queue with it.
-                Err(PublishError::Unroutable) if matches!(address, ReturnAddress::Foreign(_)) => return Ok(()),
-                Err(error) => {
-                    tracing::warn!(%error, message_id = %message.message_id, "reply not published");
-                    left -= 1;
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(REPLY_PAUSE_MAX);
-        }
-        Err(NoReply::Unpublished)
-    }
-
     /// Waits for what runs; what takes longer than `drain` is cancelled and given back.
     async fn drain(&self) {
         self.0.jobs.close();
@@ -410,17 +243,5 @@ impl Worker {
 
     fn running(&self) -> MutexGuard<'_, HashMap<String, Option<Acker>>> {
         self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether the requestor has given the request up. Its clock decides, so that a clock that differs does no harm.
-fn is_overdue(request: &Request) -> bool {
-    request.deadline.is_some_and(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_TOLERANCE)
-}
-
-async fn sleep_until_or_forever(until: Option<Instant>) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until).await,
-        None => std::future::pending().await,
     }
 }
