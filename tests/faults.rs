@@ -90,6 +90,40 @@ async fn a_broker_killed_with_requests_in_flight_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_resource_alarm_is_waited_for() {
+    let broker = Broker::start().await.unwrap();
+    let mut pair = Pair::prepare_on(broker.virtual_host().await);
+    // Far shorter than the alarm, which must not count against the connection.
+    let confirm_timeout = std::time::Duration::from_millis(500);
+    pair.requestor_config.broker.confirm_timeout = confirm_timeout;
+    pair.provider_config.broker.confirm_timeout = confirm_timeout;
+    pair.start_requestor();
+    pair.start_provider();
+    let first = pair.submit("order.place", &order()).await;
+    pair.result(&first).await;
+    broker.memory_alarm(true).await;
+    let mut ids = Vec::new();
+    let state = async || pair.get("/readyz").await.text().await.unwrap();
+    // The broker says that it is blocked to those who publish.
+    harness::eventually("the requestor says that the broker is blocked", async || {
+        ids.push(pair.submit("order.place", &order()).await);
+        let state = state().await;
+        if state.contains("blocked") { Ok(()) } else { Err(state) }
+    })
+    .await;
+    // Nothing must happen now, so there is no event to wait for.
+    tokio::time::sleep(confirm_timeout * 4).await;
+    let during = state().await;
+    assert!(during.contains("blocked"), "the connection was given up: {during}");
+    ids.push(pair.submit("order.place", &order()).await);
+    broker.memory_alarm(false).await;
+    for id in &ids {
+        pair.result(id).await;
+    }
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_panics_is_that_operations_failure_and_nothing_elses() {
     let mut pair = Pair::prepare().await;
     let provider = |config: Config| {

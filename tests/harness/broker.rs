@@ -1,13 +1,14 @@
 use super::{PATIENCE, environment, free_port};
 use anyhow::{Context, bail, ensure};
 use lapin::{Connection, ConnectionProperties};
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
-use testcontainers::core::{IntoContainerPort, WaitFor};
+use testcontainers::core::{CmdWaitFor, ExecCommand, IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 use tokio::sync::{Mutex, OnceCell};
@@ -16,7 +17,8 @@ use url::Url;
 
 /// The image of a broker in a container, unless `BROKER_IMAGE` names another.
 const IMAGE: &str = "rabbitmq:4-management";
-/// Where Debian's package has the server; its wrapper in /usr/sbin would change the user.
+/// Where Debian's package has the server; the wrappers in /usr/sbin would change the user.
+const SERVER_FOLDER: &str = "/usr/lib/rabbitmq/bin";
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
 /// A running RabbitMQ. One that was started here ends with this value, and with this process however it ends.
@@ -195,6 +197,29 @@ impl Broker {
         self.ready().await.unwrap();
     }
 
+    /// Raises a memory alarm, or ends it: during an alarm the broker reads nothing from connections that publish.
+    ///
+    /// # Panics
+    /// When it does not obey, or is not ours.
+    pub async fn memory_alarm(&self, on: bool) {
+        let watermark = if on { "0.0000001" } else { "0.6" };
+        let arguments = ["-q", "set_vm_memory_high_watermark", watermark];
+        match &self.source {
+            Source::Given => panic!("a broker that was given is not ours to disturb"),
+            Source::Container { container, .. } => {
+                let command = ExecCommand::new([&["rabbitmqctl"], &arguments[..]].concat());
+                container.exec(command.with_cmd_ready_condition(CmdWaitFor::exit_code(0))).await.unwrap();
+            }
+            Source::Node(node) => {
+                let (program, environment) = (format!("{SERVER_FOLDER}/rabbitmqctl"), node.environment());
+                let mut command = Command::new(program);
+                command.envs(environment).args(arguments);
+                let status = tokio::task::spawn_blocking(move || command.status()).await.unwrap().unwrap();
+                assert!(status.success());
+            }
+        }
+    }
+
     /// Waits until it takes connections and its management interface answers.
     async fn ready(&self) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
@@ -289,20 +314,27 @@ impl Node {
         Ok(node)
     }
 
+    /// What the server and its tools need to know of this node.
+    fn environment(&self) -> [(&'static str, OsString); 9] {
+        let path = |name: &str| self.folder.path().join(name).into_os_string();
+        [
+            ("HOME", path("home")),
+            ("ERL_EPMD_PORT", self.epmd.to_string().into()),
+            ("RABBITMQ_NODENAME", format!("arr{}@localhost", self.amqp).into()),
+            ("RABBITMQ_DIST_PORT", self.distribution.to_string().into()),
+            ("RABBITMQ_MNESIA_BASE", path("mnesia")),
+            ("RABBITMQ_LOG_BASE", path("log")),
+            ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
+            ("RABBITMQ_CONF_ENV_FILE", path("env.conf")),
+        ]
+    }
+
     fn run(&mut self) -> anyhow::Result<()> {
-        let path = |name: &str| -> PathBuf { self.folder.path().join(name) };
-        let log = std::fs::File::create(path("output.log"))?;
+        let log = std::fs::File::create(self.folder.path().join("output.log"))?;
         let child = Command::new(SERVER)
-            .env("HOME", path("home"))
-            .env("ERL_EPMD_PORT", self.epmd.to_string())
+            .envs(self.environment())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODENAME", format!("arr{}@localhost", self.amqp))
-            .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
-            .env("RABBITMQ_MNESIA_BASE", path("mnesia"))
-            .env("RABBITMQ_LOG_BASE", path("log"))
-            .env("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins"))
-            .env("RABBITMQ_CONF_ENV_FILE", path("env.conf"))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
