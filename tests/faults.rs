@@ -215,3 +215,29 @@ async fn a_request_that_the_broker_has_lost_is_sent_again() {
     assert_eq!(pair.result(&id).await, 2);
     pair.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_may_pass_is_attempted_again() {
+    let mut pair = Pair::prepare().await;
+    pair.requestor_config.retries.pause = std::time::Duration::from_millis(100);
+    let provider = Provider::builder(pair.provider_config.clone())
+        .handle("echo", |good_attempt: u32, context: Context| async move {
+            if context.attempt() < good_attempt {
+                let problem = provider::Problem::new("busy", 503, "Busy", "come back later");
+                return Err(Failure::Transient(problem));
+            }
+            Ok(context.attempt())
+        })
+        .build()
+        .unwrap();
+    pair.start_provider_with(provider);
+    pair.start_requestor();
+    pair.ready().await;
+    let (good, hopeless) = (pair.submit("echo", &json!(3)).await, pair.submit("echo", &json!(9)).await);
+    assert_eq!(pair.result(&good).await, 3);
+    assert_eq!(pair.operation(&good).await["attempt"], 3);
+    let operation = pair.ended(&hopeless).await;
+    assert_eq!((operation["status"].as_str(), operation["attempt"].as_u64()), (Some("Failed"), Some(3)));
+    assert_eq!(operation["error"]["title"], "Busy");
+    pair.finish().await;
+}

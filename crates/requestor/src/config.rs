@@ -1,4 +1,4 @@
-use crate::operation::Rules;
+use crate::operation::{Retries, Rules, RulesByKind};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
@@ -24,6 +24,7 @@ pub struct Config {
     pub broker: BrokerConfig,
     pub store: StoreConfig,
     pub operations: OperationsConfig,
+    pub retries: Retries,
     pub redrive: RedriveConfig,
     pub kinds: BTreeMap<String, KindConfig>,
     pub log: LogConfig,
@@ -93,6 +94,8 @@ pub struct KindConfig {
     #[serde(default, with = "optional_duration", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<PathBuf>,
 }
 
@@ -127,8 +130,15 @@ impl Config {
 
     /// What decides how operations change.
     #[must_use]
-    pub fn rules(&self) -> Rules {
-        Rules { retention: self.operations.retention, quiet: self.redrive.quiet }
+    pub fn rules(&self) -> RulesByKind {
+        let (retention, quiet) = (self.operations.retention, self.redrive.quiet);
+        let default = Rules { retention, quiet, retries: self.retries, jitter: 1.0 };
+        let of_kind = |settings: &KindConfig| {
+            let attempts = settings.attempts.unwrap_or(self.retries.attempts);
+            Rules { retries: Retries { attempts, ..self.retries }, ..default }
+        };
+        let kinds = self.kinds.iter().map(|(kind, settings)| (kind.clone(), of_kind(settings))).collect();
+        RulesByKind { default, kinds }
     }
 
     fn validate(&self) -> anyhow::Result<()> {
@@ -145,6 +155,8 @@ impl Config {
         for (kind, settings) in &self.kinds {
             anyhow::ensure!(topology::is_kind(kind), "kinds.{kind:?}: use a-z, 0-9, dots, hyphens, underscores");
             let timeout = settings.timeout.unwrap_or(operations.timeout);
+            let attempts = settings.attempts.unwrap_or(self.retries.attempts);
+            anyhow::ensure!(attempts > 0, "retries.attempts and kinds.{kind}.attempts must be at least 1");
             anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
         }
         anyhow::ensure!(

@@ -32,7 +32,15 @@ const NOTE_SENT_EVERY: Duration = Duration::from_millis(200);
 /// The first pause after the broker had no queue for a request.
 const UNROUTABLE_MIN: Duration = Duration::from_secs(1);
 
-type Confirm = BoxFuture<'static, (OperationId, u32, Result<(), PublishError>)>;
+type Confirm = BoxFuture<'static, (Attempt, Result<(), PublishError>)>;
+
+/// Which attempt of which operation was sent, and how often now.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    id: OperationId,
+    attempt: u32,
+    sends: u32,
+}
 
 /// Sends requests and takes replies. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -138,8 +146,8 @@ impl Gateway {
                 std::future::ready(Err(error)).boxed()
             }
         };
-        let (id, sends) = (operation.id, operation.sends + 1);
-        let _ = self.0.confirms.send(Pending(confirm.map(move |result| (id, sends, result)).boxed()));
+        let sent = Attempt { id: operation.id, attempt: operation.attempt, sends: operation.sends + 1 };
+        let _ = self.0.confirms.send(Pending(confirm.map(move |result| (sent, result)).boxed()));
         true
     }
 
@@ -278,12 +286,12 @@ impl Gateway {
         loop {
             tokio::select! {
                 Some(Pending(confirm)) = confirms.recv() => pending.push(confirm),
-                Some((id, sends, result)) = pending.next() => {
+                Some((Attempt { id, attempt, sends }, result)) = pending.next() => {
                     if result == Err(PublishError::Unroutable) {
                         metrics::counter!("arr_unroutable_total").increment(1);
                     }
                     let next_send_at = after(Timestamp::now(), self.pause(sends, &result));
-                    sent.push(Sent { id, sends, next_send_at });
+                    sent.push(Sent { id, attempt, sends, next_send_at });
                 }
                 _ = tick.tick(), if !sent.is_empty() => {
                     let ids: Vec<_> = sent.iter().map(|sent: &Sent| sent.id).collect();

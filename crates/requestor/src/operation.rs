@@ -1,8 +1,12 @@
 //! What an operation is and how it changes. No I/O and no clock: `now` is passed in.
 
 use jiff::Timestamp;
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+use shared::config::duration;
 use shared::message::{Content, OperationId, Outcome, Progress, Reply};
 use shared::problem::Problem;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A request that was accepted, and what is known of it so far.
@@ -34,7 +38,9 @@ pub struct Operation {
     pub traceparent: Option<String>,
     /// An outcome that came after the operation had ended with another.
     pub late_outcome: Option<LateOutcome>,
-    /// How often the request was sent.
+    /// Why the last attempt failed, if another follows or followed.
+    pub last_problem: Option<Problem>,
+    /// How often the request was sent in this attempt.
     pub sends: u32,
     /// When the request is sent again unless something is heard of it.
     pub next_send_at: Timestamp,
@@ -54,7 +60,7 @@ pub enum State {
 }
 
 /// What became of an operation after its caller was told something else.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LateOutcome {
     /// `Succeeded` or `Failed`.
@@ -90,9 +96,44 @@ pub enum Change {
     Late,
 }
 
-/// Settings that decide how operations change.
+/// The section `[retries]` of the configuration: what happens after a failure that may pass.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retries {
+    /// Attempts in all, at least 1.
+    pub attempts: u32,
+    /// The longest pause before the second attempt; it doubles from attempt to attempt.
+    #[serde(with = "duration")]
+    pub pause: Duration,
+    /// The longest pause.
+    #[serde(with = "duration")]
+    pub pause_max: Duration,
+}
+
+/// Settings that decide how operations change, by kind.
+#[derive(Clone, Debug)]
+pub struct RulesByKind {
+    /// For a kind that is no longer configured.
+    pub default: Rules,
+    /// For those that are.
+    pub kinds: BTreeMap<String, Rules>,
+}
+
+impl RulesByKind {
+    /// The rules for `kind`, with a new draw.
+    #[must_use]
+    pub fn draw(&self, kind: &str) -> Rules {
+        Rules { jitter: rand::rng().random(), ..*self.kinds.get(kind).unwrap_or(&self.default) }
+    }
+}
+
+/// Settings that decide how one operation changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
+    /// What happens after a failure that may pass.
+    pub retries: Retries,
+    /// Drawn between 0 and 1, to spread what would otherwise come together.
+    pub jitter: f64,
     /// How long an ended operation is kept.
     pub retention: Duration,
     /// How long after the last sign of life the request is sent again.
@@ -118,6 +159,7 @@ impl Operation {
             priority: None,
             traceparent: None,
             late_outcome: None,
+            last_problem: None,
             sends: 0,
             next_send_at: after(now, first_send_after),
         }
@@ -147,6 +189,9 @@ impl Operation {
             Event::Reply(Reply { outcome: Outcome::Succeeded(content), .. }) => {
                 self.end(State::Succeeded, Some(content), now, rules)
             }
+            Event::Reply(Reply { outcome: Outcome::Failed(problem), retryable: true, attempt }) => {
+                self.retry(problem, attempt, now, rules)
+            }
             Event::Reply(Reply { outcome: Outcome::Failed(problem), .. }) => {
                 self.end(State::Failed(problem), None, now, rules)
             }
@@ -173,6 +218,31 @@ impl Operation {
         Change::Updated
     }
 
+    /// Another attempt, unless there were enough or it would come after the deadline.
+    fn retry(&mut self, problem: Problem, attempt: u32, now: Timestamp, rules: Rules) -> Change {
+        if attempt < self.attempt {
+            // Of an attempt that has been given up: it says nothing of the one under way.
+            return Change::None;
+        }
+        let next = after(now, rules.retries.pause_before(self.attempt + 1).mul_f64(rules.jitter));
+        if self.attempt >= rules.retries.attempts || next >= self.deadline {
+            return self.end(State::Failed(problem), None, now, rules);
+        }
+        self.attempt += 1;
+        (self.sends, self.next_send_at, self.last_problem) = (0, next, Some(problem));
+        let message = format!("attempt {} of {} follows", self.attempt, rules.retries.attempts);
+        let attempt = self.attempt;
+        self.state = State::Running(Progress { attempt, sequence: 0, percent: None, message: Some(message) });
+        Change::Updated
+    }
+
+    /// When the next attempt begins, while none is under way.
+    #[must_use]
+    pub fn next_attempt_at(&self) -> Option<Timestamp> {
+        matches!(&self.state, State::Running(progress) if progress.sequence == 0 && self.last_problem.is_some())
+            .then_some(self.next_send_at)
+    }
+
     fn end(&mut self, state: State, result: Option<Content>, now: Timestamp, rules: Rules) -> Change {
         self.state = state;
         self.expires_at = Some(after(now, rules.retention));
@@ -195,6 +265,14 @@ impl Operation {
     }
 }
 
+impl Retries {
+    /// The longest pause before `attempt`, the second or a later one.
+    fn pause_before(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(2).min(31);
+        self.pause.saturating_mul(1 << doublings).min(self.pause_max)
+    }
+}
+
 /// `now` plus `duration`, at the end of time at the latest.
 #[must_use]
 pub fn after(now: Timestamp, duration: Duration) -> Timestamp {
@@ -208,7 +286,9 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::seq::SliceRandom;
 
-    const RULES: Rules = Rules { retention: Duration::from_secs(3600), quiet: Duration::from_secs(60) };
+    const RETRIES: Retries = Retries { attempts: 3, pause: Duration::from_secs(2), pause_max: Duration::from_secs(60) };
+    const RULES: Rules =
+        Rules { retention: Duration::from_secs(3600), quiet: Duration::from_secs(60), retries: RETRIES, jitter: 1.0 };
 
     fn operation() -> Operation {
         let now = Timestamp::from_second(1_000_000).unwrap();
@@ -272,6 +352,35 @@ mod tests {
         assert_eq!(operation.apply(progress(2), now, RULES), Change::None);
         assert_eq!(operation.apply(progress(1), now, RULES), Change::None);
         assert_eq!(operation.version, 2);
+    }
+
+    #[test]
+    fn a_failure_that_may_pass_is_attempted_again_with_growing_pauses() {
+        let mut operation = operation();
+        let now = operation.created_at;
+        let problem = Problem::new("busy", 503, "Busy", "busy");
+        let transient =
+            |attempt| Event::Reply(Reply { attempt, retryable: true, outcome: Outcome::Failed(problem.clone()) });
+        for (attempt, pause) in [(2, 2), (3, 4)] {
+            assert_eq!(operation.apply(transient(attempt - 1), now, RULES), Change::Updated);
+            assert_eq!((operation.attempt, operation.sends), (attempt, 0));
+            assert_eq!(operation.next_attempt_at(), Some(after(now, Duration::from_secs(pause))));
+            assert_eq!(operation.apply(transient(attempt - 1), now, RULES), Change::None, "a repeat");
+        }
+        let begun = Progress { attempt: 3, sequence: 1, percent: None, message: None };
+        assert_eq!(operation.apply(Event::Progress(begun), now, RULES), Change::Updated);
+        assert_eq!(operation.next_attempt_at(), None);
+        assert_eq!(operation.apply(transient(3), now, RULES), Change::Ended(None));
+        assert_eq!(operation.state, State::Failed(problem));
+    }
+
+    #[test]
+    fn no_attempt_is_made_after_the_deadline() {
+        let mut operation = operation();
+        let now = operation.deadline.checked_sub(Duration::from_secs(1)).unwrap();
+        let outcome = Outcome::Failed(Problem::new("busy", 503, "Busy", "busy"));
+        let transient = Event::Reply(Reply { attempt: 1, retryable: true, outcome });
+        assert_eq!(operation.apply(transient, now, RULES), Change::Ended(None));
     }
 
     #[test]

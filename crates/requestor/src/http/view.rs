@@ -28,6 +28,10 @@ pub(super) struct OperationView<'a> {
     message: Option<&'a str>,
     step: u32,
     attempt: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_problem: Option<&'a Problem>,
     deadline: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
@@ -56,6 +60,8 @@ impl<'a> OperationView<'a> {
             message: progress.and_then(|progress| progress.message.as_deref()),
             step: operation.step,
             attempt: operation.attempt,
+            next_attempt_at: operation.next_attempt_at(),
+            last_problem: operation.last_problem.as_ref().filter(|_| !operation.has_ended()),
             deadline: operation.deadline,
             expires_at: operation.expires_at,
             result_location: succeeded.then(|| format!("{url}/result")),

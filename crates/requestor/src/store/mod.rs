@@ -37,6 +37,8 @@ pub struct Applied {
 pub struct Sent {
     /// The operation.
     pub id: OperationId,
+    /// The attempt that it was sent for.
+    pub attempt: u32,
     /// How often it has been sent now.
     pub sends: u32,
     /// When to send it again unless something is heard of it.

@@ -1,5 +1,5 @@
 use super::{Applied, Filter, STATUSES, Sent, StoreError};
-use crate::operation::{Change, Event, Operation, Rules, State};
+use crate::operation::{Change, Event, Operation, RulesByKind, State};
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, params};
@@ -7,6 +7,7 @@ use rusqlite_migration::{M, Migrations};
 use shared::database::Sqlite;
 use shared::message::{Content, OperationId, Progress};
 use shared::problem::Problem;
+use std::sync::Arc;
 use uuid::Uuid;
 
 // Times are milliseconds since 1970. Bodies have tables of their own, so that reading a status does not touch them.
@@ -30,6 +31,7 @@ create table operations (
     message text,
     error text,
     late_outcome text,
+    last_problem text,
     sends integer not null,
     next_send_at integer not null
 ) strict, without rowid;
@@ -45,7 +47,7 @@ create table results (id blob primary key, content_type text not null, body blob
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Sqlite,
-    rules: Rules,
+    rules: Arc<RulesByKind>,
 }
 
 impl Store {
@@ -53,8 +55,9 @@ impl Store {
     ///
     /// # Errors
     /// See [`Sqlite::open`].
-    pub fn open(url: &str, rules: Rules) -> anyhow::Result<Self> {
-        Ok(Self { database: Sqlite::open(url, &Migrations::new(vec![M::up(CREATE)]))?, rules })
+    pub fn open(url: &str, rules: RulesByKind) -> anyhow::Result<Self> {
+        let database = Sqlite::open(url, &Migrations::new(vec![M::up(CREATE)]))?;
+        Ok(Self { database, rules: Arc::new(rules) })
     }
 
     /// Stores a new operation with its request. When this returns, it is durable.
@@ -119,11 +122,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing has changed.
     pub async fn apply(&self, id: OperationId, event: Event, now: Timestamp) -> Result<Option<Applied>, StoreError> {
-        let rules = self.rules;
+        let rules = Arc::clone(&self.rules);
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, id)? else { return Ok(None) };
-                let change = operation.apply(event, now, rules);
+                let change = operation.apply(event, now, rules.draw(&operation.kind));
                 if change != Change::None {
                     save(connection, &operation, false)?;
                 }
@@ -164,12 +167,13 @@ impl Store {
     pub async fn sent(&self, sent: Vec<Sent>) -> Result<(), StoreError> {
         // A provider may have spoken in the meantime; what it put off stays put off.
         let sql = "update operations set sends = ?2, next_send_at = max(?3, iif(status = 1, next_send_at, 0))
-            where id = ?1 and status < 2";
+            where id = ?1 and status < 2 and attempt = ?4";
         self.database
             .write(move |connection| {
                 let mut statement = connection.prepare_cached(sql)?;
                 for sent in sent {
-                    statement.execute(params![sent.id.0, sent.sends, sent.next_send_at.as_millisecond()])?;
+                    let at = sent.next_send_at.as_millisecond();
+                    statement.execute(params![sent.id.0, sent.sends, at, sent.attempt])?;
                 }
                 Ok(())
             })
@@ -246,12 +250,12 @@ fn save_content(connection: &Connection, sql: &str, id: OperationId, content: &C
 
 const INSERT: &str = "insert into operations values (:id, :kind, :status, :created_at, :updated_at, :deadline,
     :expires_at, :attempt, :step, :version, :priority, :traceparent, :progress_attempt, :progress_sequence, :percent,
-    :message, :error, :late_outcome, :sends, :next_send_at)";
+    :message, :error, :late_outcome, :last_problem, :sends, :next_send_at)";
 
 const UPDATE: &str = "update operations set status = :status, updated_at = :updated_at, expires_at = :expires_at,
     attempt = :attempt, step = :step, version = :version, progress_attempt = :progress_attempt,
     progress_sequence = :progress_sequence, percent = :percent, message = :message, error = :error,
-    late_outcome = :late_outcome, sends = :sends, next_send_at = :next_send_at where id = :id";
+    late_outcome = :late_outcome, last_problem = :last_problem, sends = :sends, next_send_at = :next_send_at where id = :id";
 
 fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::Result<()> {
     let progress = match &operation.state {
@@ -263,13 +267,14 @@ fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::
         State::NotStarted | State::Running(_) | State::Succeeded => None,
     };
     let late_outcome = operation.late_outcome.as_ref().map(json).transpose()?;
+    let last_problem = operation.last_problem.as_ref().map(json).transpose()?;
     let mut statement = connection.prepare_cached(if new { INSERT } else { UPDATE })?;
     let changing = named_params! {
         ":id": operation.id.0, ":status": status_number(operation), ":updated_at": operation.updated_at.as_millisecond(),
         ":expires_at": operation.expires_at.map(Timestamp::as_millisecond), ":attempt": operation.attempt,
         ":step": operation.step, ":version": operation.version, ":progress_attempt": progress.map(|p| p.attempt),
         ":progress_sequence": progress.map(|p| p.sequence), ":percent": progress.and_then(|p| p.percent),
-        ":message": progress.and_then(|p| p.message.as_deref()), ":error": error, ":late_outcome": late_outcome,
+        ":message": progress.and_then(|p| p.message.as_deref()), ":error": error, ":late_outcome": late_outcome, ":last_problem": last_problem,
         ":sends": operation.sends, ":next_send_at": operation.next_send_at.as_millisecond(),
     };
     let fixed = named_params! {
@@ -295,6 +300,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
         _ => State::Failed(Problem::from_body(row.get::<_, String>("error")?.as_bytes())),
     };
     let late_outcome: Option<String> = row.get("late_outcome")?;
+    let last_problem: Option<String> = row.get("last_problem")?;
     Ok(Operation {
         id: OperationId(row.get("id")?),
         kind: row.get("kind")?,
@@ -309,6 +315,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
         priority: row.get("priority")?,
         traceparent: row.get("traceparent")?,
         late_outcome: late_outcome.and_then(|text| serde_json::from_str(&text).ok()),
+        last_problem: last_problem.map(|text| Problem::from_body(text.as_bytes())),
         sends: row.get("sends")?,
         next_send_at: time(row.get("next_send_at")?)?,
     })
