@@ -157,6 +157,13 @@ fn binaries() -> &'static Path {
     BINARIES.get_or_init(|| {
         let cargo = super::environment("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
+        // What cargo tells the program that it runs would make it build half of the dependencies again.
+        for (name, _) in std::env::vars_os() {
+            let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+            if name.to_str().is_some_and(|name| told.iter().any(|told| name.starts_with(told))) {
+                build.env_remove(name);
+            }
+        }
         build.args(["build", "--quiet", "--workspace", "--bins"]).stdin(Stdio::null());
         // Beside this program, or one above it for a test: target/debug/deps/it-….
         let program = std::env::current_exe().unwrap();

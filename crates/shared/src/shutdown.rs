@@ -5,7 +5,7 @@ use tokio_util::task::TaskTracker;
 /// The exit code of a process that did not end in order, as shells give it for SIGINT.
 const KILLED: i32 = 130;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
+/// A token that is cancelled by the first SIGTERM or SIGINT; a SIGINT after that ends the process at once.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
@@ -20,12 +20,10 @@ pub fn token() -> std::io::Result<CancellationToken> {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
-        tracing::info!(signal = name, "shutting down; once more to end at once");
+        tracing::info!(signal = name, "shutting down; Ctrl-C ends it at once");
         cancel.cancel();
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        // SIGTERM may well come twice, from a shell and from whoever started this; Ctrl-C twice is meant.
+        interrupt.recv().await;
         std::process::exit(KILLED);
     });
     Ok(token)
