@@ -1,4 +1,4 @@
-use crate::operation::{Retries, Rules, RulesByKind};
+use crate::rules::{Retries, Rules, RulesByKind};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;

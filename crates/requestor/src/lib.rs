@@ -5,6 +5,8 @@
 pub mod config;
 /// What an operation is and how it changes.
 pub mod operation;
+/// Settings that decide how operations change.
+pub mod rules;
 
 /// Sends requests and takes what comes back.
 mod gateway;

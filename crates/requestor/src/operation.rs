@@ -1,12 +1,10 @@
 //! What an operation is and how it changes. No I/O and no clock: `now` is passed in.
 
+use crate::rules::Rules;
 use jiff::Timestamp;
-use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use shared::config::duration;
 use shared::message::{Content, OperationId, Outcome, Progress, Reply};
 use shared::problem::Problem;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A request that was accepted, and what is known of it so far.
@@ -94,50 +92,6 @@ pub enum Change {
     Ended(Option<Content>),
     /// The operation had ended before; the outcome is kept beside it.
     Late,
-}
-
-/// The section `[retries]` of the configuration: what happens after a failure that may pass.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Retries {
-    /// Attempts in all, at least 1.
-    pub attempts: u32,
-    /// The longest pause before the second attempt; it doubles from attempt to attempt.
-    #[serde(with = "duration")]
-    pub pause: Duration,
-    /// The longest pause.
-    #[serde(with = "duration")]
-    pub pause_max: Duration,
-}
-
-/// Settings that decide how operations change, by kind.
-#[derive(Clone, Debug)]
-pub struct RulesByKind {
-    /// For a kind that is no longer configured.
-    pub default: Rules,
-    /// For those that are.
-    pub kinds: BTreeMap<String, Rules>,
-}
-
-impl RulesByKind {
-    /// The rules for `kind`, with a new draw.
-    #[must_use]
-    pub fn draw(&self, kind: &str) -> Rules {
-        Rules { jitter: rand::rng().random(), ..*self.kinds.get(kind).unwrap_or(&self.default) }
-    }
-}
-
-/// Settings that decide how one operation changes.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// What happens after a failure that may pass.
-    pub retries: Retries,
-    /// Drawn between 0 and 1, to spread what would otherwise come together.
-    pub jitter: f64,
-    /// How long an ended operation is kept.
-    pub retention: Duration,
-    /// How long after the last sign of life the request is sent again.
-    pub quiet: Duration,
 }
 
 impl Operation {
@@ -265,14 +219,6 @@ impl Operation {
     }
 }
 
-impl Retries {
-    /// The longest pause before `attempt`, the second or a later one.
-    fn pause_before(&self, attempt: u32) -> Duration {
-        let doublings = attempt.saturating_sub(2).min(31);
-        self.pause.saturating_mul(1 << doublings).min(self.pause_max)
-    }
-}
-
 /// `now` plus `duration`, at the end of time at the latest.
 #[must_use]
 pub fn after(now: Timestamp, duration: Duration) -> Timestamp {
@@ -282,6 +228,7 @@ pub fn after(now: Timestamp, duration: Duration) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::Retries;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
     use rand::seq::SliceRandom;

@@ -3,4 +3,3 @@
 pub(crate) mod echo;
 pub(crate) mod order;
 pub(crate) mod risk;
-mod risk_model;

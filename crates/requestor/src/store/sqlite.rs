@@ -1,5 +1,6 @@
 use super::{Applied, Filter, STATUSES, Sent, StoreError};
-use crate::operation::{Change, Event, Operation, RulesByKind, State};
+use crate::operation::{Change, Event, Operation, State};
+use crate::rules::RulesByKind;
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, params};

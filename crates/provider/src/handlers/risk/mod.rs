@@ -1,8 +1,14 @@
 //! `risk.analyze`: the model runs on all cores, beside the runtime.
 
-use super::risk_model::{self, RiskError};
+mod check;
+mod factor;
+mod model;
+#[cfg(test)]
+mod tests;
+
 use crate::context::Context;
 use crate::handler::Failure;
+use model::RiskError;
 use shared::problem::Problem;
 use shared::schema::risk::{RiskReport, RiskRequest};
 use tokio::sync::Semaphore;
@@ -16,7 +22,7 @@ pub(crate) async fn analyze(request: RiskRequest, context: Context) -> Result<Ri
         // Held until the computation ends, even if nobody waits for it any more.
         let _running = running;
         let progress = |percent: f64| context.progress(percent, format!("simulating {} paths", request.paths));
-        risk_model::analyze(&request, &progress, &|| context.cancelled().is_cancelled())
+        model::analyze(&request, &progress, &|| context.cancelled().is_cancelled())
     };
     match tokio::task::spawn_blocking(simulate).await {
         Ok(Ok(report)) => Ok(report),

@@ -1,0 +1,59 @@
+//! Settings that decide how operations change.
+
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+use shared::config::duration;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The section `[retries]` of the configuration: what happens after a failure that may pass.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retries {
+    /// Attempts in all, at least 1.
+    pub attempts: u32,
+    /// The longest pause before the second attempt; it doubles from attempt to attempt.
+    #[serde(with = "duration")]
+    pub pause: Duration,
+    /// The longest pause.
+    #[serde(with = "duration")]
+    pub pause_max: Duration,
+}
+
+/// Settings that decide how operations change, by kind.
+#[derive(Clone, Debug)]
+pub struct RulesByKind {
+    /// For a kind that is no longer configured.
+    pub default: Rules,
+    /// For those that are.
+    pub kinds: BTreeMap<String, Rules>,
+}
+
+impl RulesByKind {
+    /// The rules for `kind`, with a new draw.
+    #[must_use]
+    pub fn draw(&self, kind: &str) -> Rules {
+        Rules { jitter: rand::rng().random(), ..*self.kinds.get(kind).unwrap_or(&self.default) }
+    }
+}
+
+/// Settings that decide how one operation changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// What happens after a failure that may pass.
+    pub retries: Retries,
+    /// Drawn between 0 and 1, to spread what would otherwise come together.
+    pub jitter: f64,
+    /// How long an ended operation is kept.
+    pub retention: Duration,
+    /// How long after the last sign of life the request is sent again.
+    pub quiet: Duration,
+}
+
+impl Retries {
+    /// The longest pause before `attempt`, the second or a later one.
+    pub(crate) fn pause_before(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(2).min(31);
+        self.pause.saturating_mul(1 << doublings).min(self.pause_max)
+    }
+}
