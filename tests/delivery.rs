@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use lapin::Channel;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use serde_json::json;
-use shared::message::{Content, Message, OperationId, Outcome, Reply, Request, ReturnAddress};
+use shared::message::{Content, Message, OperationId, Outcome, Reply, Request, ReturnAddress, answer};
 use shared::problem::Problem;
 
 #[expect(clippy::disallowed_methods, reason = "messages that our own publisher would never send")]
@@ -41,6 +41,10 @@ fn request(id: &str, kind: &str, body: &serde_json::Value) -> (OperationId, Requ
     (operation, request)
 }
 
+fn reply_message(request: &Request, reply: &Reply) -> Message {
+    answer(request.reply_to.as_ref().unwrap(), &request.correlation_id, request.step, reply).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_message_delivered_three_times_changes_stock_and_status_once() {
     let pair = Pair::start().await;
@@ -65,7 +69,7 @@ async fn every_message_delivered_three_times_changes_stock_and_status_once() {
     let contradiction = Outcome::Failed(Problem::new("other", 500, "Other", "another outcome"));
     for outcome in [Outcome::Succeeded(Content::json("1")), contradiction] {
         let reply = Reply { attempt: 1, retryable: false, outcome };
-        publish(&channel, &request.reply_message(&reply).unwrap().unwrap()).await;
+        publish(&channel, &reply_message(&request, &reply)).await;
     }
     // Replies are taken in order: when this one is there, those before it are.
     let behind = pair.submit("echo", &json!("behind")).await;
@@ -88,7 +92,7 @@ async fn replies_for_nobody_and_nonsense_are_dropped() {
     let (_connection, channel) = channel(&pair).await;
     let (_, stranger) = request(&OperationId::new().to_string(), "echo", &json!(1));
     let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
-    let message = stranger.reply_message(&reply).unwrap().unwrap();
+    let message = reply_message(&stranger, &reply);
     publish(&channel, &message).await;
     let nonsense = Message {
         properties: lapin::BasicProperties::default().with_correlation_id("nope".into()),
@@ -107,7 +111,7 @@ async fn a_late_outcome_is_kept_beside_the_record() {
     let mut pair = Pair::prepare().await;
     pair.start_requestor();
     pair.ready().await;
-    let submit = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json").body("1");
+    let submit = pair.post("echo").body("1");
     let accepted: serde_json::Value =
         submit.header("operation-timeout", "200ms").send().await.unwrap().json().await.unwrap();
     let id = accepted["id"].as_str().unwrap();
@@ -115,7 +119,7 @@ async fn a_late_outcome_is_kept_beside_the_record() {
     let (_connection, channel) = channel(&pair).await;
     let (_, request) = request(id, "echo", &json!(1));
     let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
-    publish(&channel, &request.reply_message(&reply).unwrap().unwrap()).await;
+    publish(&channel, &reply_message(&request, &reply)).await;
     let late = harness::eventually("the late outcome is visible", async || {
         let operation = pair.operation(id).await;
         if operation["lateOutcome"].is_object() { Ok(operation) } else { Err(operation.to_string()) }

@@ -174,7 +174,7 @@ async fn a_handler_that_hangs_ends_at_the_deadline() {
     pair.start_provider_with(provider);
     pair.start_requestor();
     pair.ready().await;
-    let request = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json").body("\"hang\"");
+    let request = pair.post("echo").body("\"hang\"");
     let response = request.header("operation-timeout", "2s").header("prefer", "wait=30").send().await.unwrap();
     assert_eq!(response.status(), 504);
     // Its slot, the only one, is free again.

@@ -36,7 +36,7 @@ async fn a_request_is_accepted_followed_and_answered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_may_wait_for_the_result() {
     let pair = Pair::start().await;
-    let request = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json");
+    let request = pair.post("echo");
     let response = request.header("prefer", "respond-async, wait=30").body("[1,2]").send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["preference-applied"], "wait=30", "this was no asynchronous answer");
@@ -52,7 +52,7 @@ async fn who_waits_too_short_gets_202_and_who_does_not_wait_asks_again() {
     let mut pair = Pair::prepare().await;
     pair.start_requestor();
     pair.ready().await;
-    let request = pair.request("POST", "/v1/requests/echo").header("content-type", "application/json");
+    let request = pair.post("echo");
     let response = request.header("prefer", "wait=1").body("1").send().await.unwrap();
     assert_eq!(response.status(), 202);
     assert_eq!(response.headers()["preference-applied"], "wait=1");
@@ -140,7 +140,7 @@ async fn an_analysis_agrees_with_the_closed_form_and_stops_at_its_deadline() {
 
     portfolio["paths"] = 20_000_000.into();
     portfolio["horizonDays"] = 2520.into();
-    let request = pair.request("POST", "/v1/requests/risk.analyze").header("content-type", "application/json");
+    let request = pair.post("risk.analyze");
     let request = request.header("operation-timeout", "2s").header("prefer", "wait=30").body(portfolio.to_string());
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 504);

@@ -8,7 +8,6 @@ use harness::broker::Broker;
 use harness::caller::Caller;
 use harness::process::{Process, Service, command};
 use reqwest::Response;
-use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -148,10 +147,8 @@ impl Stack {
 
     /// Submits a request and shows the conversation to its end; the status of the result.
     async fn follow(&self, kind: &str, body: &Value) -> anyhow::Result<u16> {
-        let path = format!("/v1/requests/{kind}");
-        println!("> POST {path}\n> Content-Type: application/json\n> {body}");
-        let request = self.caller.request("POST", &path).header(CONTENT_TYPE, "application/json");
-        let accepted = show(request.body(body.to_string()).send().await?).await?;
+        println!("> POST /v1/requests/{kind}\n> Content-Type: application/json\n> {body}");
+        let accepted = show(self.caller.post(kind).body(body.to_string()).send().await?).await?;
         let id = accepted["id"].as_str().context("no operation was accepted")?;
         let path = format!("/v1/operations/{id}");
         let mut shown = String::new();

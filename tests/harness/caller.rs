@@ -23,13 +23,17 @@ impl Caller {
         self.http.request(method.parse().unwrap(), format!("{}{path}", self.base))
     }
 
+    /// `POST /v1/requests/{kind}` without a body yet, for headers of the test's own.
+    pub fn post(&self, kind: &str) -> reqwest::RequestBuilder {
+        self.request("POST", &format!("/v1/requests/{kind}")).header(CONTENT_TYPE, "application/json")
+    }
+
     /// `POST /v1/requests/{kind}`; whatever comes of it.
     ///
     /// # Errors
     /// When there is no answer.
     pub async fn try_submit(&self, kind: &str, body: &Value) -> reqwest::Result<Response> {
-        let request = self.request("POST", &format!("/v1/requests/{kind}"));
-        request.header(CONTENT_TYPE, "application/json").body(body.to_string()).send().await
+        self.post(kind).body(body.to_string()).send().await
     }
 
     /// `POST /v1/requests/{kind}`, which must be answered 202; the operation's id.

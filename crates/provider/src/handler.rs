@@ -38,7 +38,7 @@ impl From<rusqlite::Error> for Failure {
 }
 
 pub(crate) type PureFn = dyn Fn(Content, Context) -> BoxFuture<'static, Result<Content, Failure>> + Send + Sync;
-type TransactionalFn = dyn Fn(&Content, &Transaction<'_>) -> Result<Content, Failure> + Send + Sync;
+pub(crate) type TransactionalFn = dyn Fn(&Content, &Transaction<'_>) -> Result<Content, Failure> + Send + Sync;
 
 /// A handler with its types erased, and what kind of effect it has.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 use crate::config::{Config, RedriveConfig};
 use crate::operation::{Change, Event, Operation, after};
 use crate::pace::Pace;
+use crate::rules::doubled;
 use crate::store::{Sent, Store};
 use crate::watch::Watch;
 use futures_util::stream::FuturesUnordered;
@@ -13,7 +14,8 @@ use lapin::message::Delivery;
 use rand::RngExt;
 use shared::amqp::{self, PublishError, PublishQueue, Publisher, Session, Settle, Status, Supervisor};
 use shared::message::{
-    self, Content, OperationId, Outcome, Progress, Reply, Request, ReturnAddress, Unreadable, attempt_of, header_number,
+    self, Content, OperationId, Outcome, Progress, Reply, Request, ReturnAddress, Unreadable, attempt_of,
+    header_number, step_of,
 };
 use shared::problem::Problem;
 use shared::topology;
@@ -314,8 +316,7 @@ impl Gateway {
             Ok(()) => (self.0.redrive.waiting, self.0.redrive.waiting_max),
             Err(_) => (UNROUTABLE_MIN, self.0.redrive.unroutable_max),
         };
-        let doubled = first.saturating_mul(2_u32.saturating_pow(sends.saturating_sub(1).min(16)));
-        doubled.min(longest).mul_f64(rand::rng().random_range(0.5..=1.0))
+        doubled(first, longest, sends.saturating_sub(1)).mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
     fn sending(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {
@@ -338,7 +339,6 @@ fn dead_letter_answer(delivery: &Delivery, kind: &str) -> Option<message::Messag
         )
         .with("deliveries", header_number(properties, "x-delivery-count")),
     };
-    let step = header_number(properties, "step").and_then(|step| step.try_into().ok()).unwrap_or(1);
     let reply = Reply { attempt: attempt_of(properties), retryable: false, outcome: Outcome::Failed(problem) };
-    message::answer(&address, correlation_id.as_str(), step, &reply).ok()
+    message::answer(&address, correlation_id.as_str(), step_of(properties), &reply).ok()
 }

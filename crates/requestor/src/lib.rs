@@ -24,6 +24,7 @@ pub mod cli;
 use crate::config::Config;
 use anyhow::Context;
 use gateway::Gateway;
+use kinds::Kinds;
 use pace::Pace;
 use std::net::TcpListener;
 use store::Store;
@@ -35,8 +36,13 @@ use watch::Watch;
 /// # Errors
 /// What keeps it from starting, or that its store can no longer be trusted.
 pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let kinds = Kinds::load(&config)?;
+    serve(config, kinds, listener, shutdown).await
+}
+
+/// As [`run`], with kinds that are loaded already.
+async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     shared::telemetry::init_metrics();
-    let kinds = kinds::Kinds::load(&config)?;
     let store = Store::open(config.store.url.expose(), config.rules()).context("store")?;
     let (watch, pace) = (Watch::default(), Pace::default());
     let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());

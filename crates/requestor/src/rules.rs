@@ -53,7 +53,11 @@ pub struct Rules {
 impl Retries {
     /// The longest pause before `attempt`, the second or a later one.
     pub(crate) fn pause_before(&self, attempt: u32) -> Duration {
-        let doublings = attempt.saturating_sub(2).min(31);
-        self.pause.saturating_mul(1 << doublings).min(self.pause_max)
+        doubled(self.pause, self.pause_max, attempt.saturating_sub(2))
     }
+}
+
+/// `first` doubled `times` times, but at most `longest`.
+pub(crate) fn doubled(first: Duration, longest: Duration, times: u32) -> Duration {
+    first.saturating_mul(1 << times.min(31)).min(longest)
 }

@@ -1,4 +1,4 @@
-use crate::handler::{Failure, Handler};
+use crate::handler::{Failure, TransactionalFn};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use rusqlite_migration::{M, Migrations};
@@ -6,6 +6,7 @@ use shared::database::{DatabaseError, Sqlite};
 use shared::message::{Content, Outcome};
 use shared::problem::{CONTENT_TYPE, Problem};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 const CREATE: &str = "
@@ -70,20 +71,20 @@ impl Ledger {
         Ok(Self(database))
     }
 
-    /// Runs a transactional `handler` and records its outcome in one commit, unless there is an outcome already.
+    /// Runs a transactional handler's `function` and records its outcome in one commit, unless there is an outcome already.
     pub(crate) async fn execute(
         &self,
         identity: String,
         kind: String,
         content: Content,
-        handler: Handler,
+        function: Arc<TransactionalFn>,
     ) -> Result<Executed, DatabaseError> {
         self.0
             .write(move |connection| {
                 if let Some(outcome) = find(connection, &identity)? {
                     return Ok(Executed::Before(outcome));
                 }
-                let outcome = match run(connection, &identity, &content, &handler)? {
+                let outcome = match run(connection, &identity, &content, &*function)? {
                     Ok(content) => Outcome::Succeeded(content),
                     Err(Failure::Permanent(problem)) => Outcome::Failed(problem),
                     Err(Failure::Transient(problem)) => return Ok(Executed::NotNow(problem)),
@@ -118,11 +119,8 @@ fn run(
     connection: &Connection,
     identity: &str,
     content: &Content,
-    handler: &Handler,
+    function: &TransactionalFn,
 ) -> rusqlite::Result<Result<Content, Failure>> {
-    let Handler::Transactional(function) = handler else {
-        return Ok(Err(Failure::Permanent(Problem::new("provider-error", 500, "Not a transactional handler", ""))));
-    };
     connection.prepare_cached("savepoint effect")?.execute([])?;
     let transaction = Transaction { connection, identity };
     let result = catch_unwind(AssertUnwindSafe(|| function(content, &transaction)))

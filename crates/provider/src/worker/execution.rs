@@ -2,7 +2,7 @@
 
 use super::{Job, NoReply, Worker};
 use crate::context::{Context, Report};
-use crate::handler::{Failure, Handler, PureFn};
+use crate::handler::{Failure, Handler, PureFn, TransactionalFn};
 use crate::ledger::{Executed, panicked};
 use jiff::{SignedDuration, Timestamp};
 use shared::message::{Content, Outcome, Progress, Reply, Request};
@@ -32,7 +32,7 @@ impl Worker {
                 let until = request.expiration.map(|left| job.received + left);
                 self.run_pure(request, until, Arc::clone(function)).await?
             }
-            Some(handler) => self.run_in_ledger(request, handler).await?,
+            Some(Handler::Transactional(function)) => self.run_in_ledger(request, function).await?,
             None => Err(Failure::Permanent(Problem::new("unknown-kind", 404, "Unknown kind", &request.kind))),
         };
         metrics::histogram!("arr_handler_seconds", "kind" => request.kind.clone()).record(started.elapsed());
@@ -103,13 +103,13 @@ impl Worker {
 
     /// Runs a transactional handler, or answers from the ledger what it did before. A ledger that cannot be written
     /// now holds this request's slot, so that no more requests are taken than it will be able to record.
-    async fn run_in_ledger(&self, request: &Request, handler: &Handler) -> Result<Handled, NoReply> {
+    async fn run_in_ledger(&self, request: &Request, function: &Arc<TransactionalFn>) -> Result<Handled, NoReply> {
         let (Some(ledger), Some(identity)) = (&self.0.ledger, request.identity()) else {
             return Ok(Err(Failure::invalid("", "a request with an effect needs a correlation_id")));
         };
         loop {
             let (kind, content) = (request.kind.clone(), request.content.clone());
-            let outcome = match ledger.execute(identity.clone(), kind, content, handler.clone()).await {
+            let outcome = match ledger.execute(identity.clone(), kind, content, Arc::clone(function)).await {
                 Ok(Executed::Now(outcome)) => outcome,
                 Ok(Executed::Before(outcome)) => {
                     metrics::counter!("arr_repeats_total", "kind" => request.kind.clone()).increment(1);

@@ -208,9 +208,9 @@ impl Worker {
     }
 
     /// Carries a request out, replies, and only then settles it.
-    async fn work(self, mut job: Job) {
+    async fn work(self, job: Job) {
         let result = match self.execute(&job).await {
-            Ok(reply) => self.reply(&job.request, &reply).await,
+            Ok(reply) => self.reply(&job.request, reply).await,
             Err(no_reply) => Err(no_reply),
         };
         let joined = job.identity.as_ref().and_then(|identity| self.running().remove(identity).flatten());
@@ -219,7 +219,7 @@ impl Worker {
             Err(NoReply::GiveBack) => Settle::Requeue,
             Err(NoReply::Unpublished) => Settle::Reject,
         };
-        self.settle(job.acker.take().or(joined), how).await;
+        self.settle(job.acker.or(joined), how).await;
     }
 
     /// A delivery of a session that is over cannot be settled and comes again.

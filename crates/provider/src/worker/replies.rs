@@ -2,7 +2,7 @@
 
 use super::{NoReply, Worker};
 use shared::amqp::PublishError;
-use shared::message::{Message, Outcome, Reply, Request, ReturnAddress};
+use shared::message::{Message, Outcome, Reply, Request, ReturnAddress, answer};
 use shared::problem::Problem;
 use std::time::Duration;
 
@@ -14,11 +14,10 @@ const REPLY_PAUSE: Duration = Duration::from_millis(100);
 const REPLY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 impl Worker {
-    pub(super) async fn reply(&self, request: &Request, reply: &Reply) -> Result<(), NoReply> {
+    pub(super) async fn reply(&self, request: &Request, reply: Reply) -> Result<(), NoReply> {
         let Some(address) = &request.reply_to else { return Ok(()) };
-        match request.reply_message(&self.fitting(reply)) {
-            Ok(Some(message)) => self.publish_reply(message, address).await,
-            Ok(None) => Ok(()),
+        match answer(address, &request.correlation_id, request.step, &self.fitting(reply)) {
+            Ok(message) => self.publish_reply(message, address).await,
             Err(error) => {
                 tracing::error!(%error, "no reply can be made");
                 Ok(())
@@ -27,15 +26,15 @@ impl Worker {
     }
 
     /// A result that no message can carry becomes a failure that says so.
-    fn fitting(&self, reply: &Reply) -> Reply {
+    fn fitting(&self, reply: Reply) -> Reply {
         let limit = self.0.config.broker.message_bytes_max;
         match &reply.outcome {
             Outcome::Succeeded(content) if content.body.len() > limit => {
                 let detail = format!("the result has {} bytes, more than {limit}", content.body.len());
                 let problem = Problem::new("result-too-large", 500, "Result too large", detail);
-                Reply { outcome: Outcome::Failed(problem), ..*reply }
+                Reply { outcome: Outcome::Failed(problem), ..reply }
             }
-            _ => reply.clone(),
+            _ => reply,
         }
     }
 

@@ -4,6 +4,7 @@ mod client;
 mod show;
 
 use crate::config::Config;
+use crate::kinds::Kinds;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::Client;
@@ -113,13 +114,12 @@ pub fn main(arguments: Arguments) -> ExitCode {
 fn serve(config: Config) -> ExitCode {
     let prepare = || {
         shared::telemetry::init_logs(&config.log)?;
-        crate::kinds::Kinds::load(&config)?;
-        shared::http::bind(config.http.listen)
+        anyhow::Ok((Kinds::load(&config)?, shared::http::bind(config.http.listen)?))
     };
     match prepare() {
-        Ok(listener) => shared::exit::run(async {
+        Ok((kinds, listener)) => shared::exit::run(async {
             let shutdown = shared::shutdown::token()?;
-            Box::pin(crate::run(config, listener, shutdown)).await
+            Box::pin(crate::serve(config, kinds, listener, shutdown)).await
         }),
         Err(error) => shared::exit::fail(&error, shared::exit::BAD_CONFIGURATION),
     }

@@ -40,8 +40,8 @@ impl Request {
             operation,
             correlation_id: correlation_id.unwrap_or_default(),
             kind: kind.into(),
-            step: header_number(properties, "step").and_then(|n| n.try_into().ok()).unwrap_or(1),
-            attempt: header_number(properties, "attempt").and_then(|n| n.try_into().ok()).unwrap_or(1),
+            step: step_of(properties),
+            attempt: attempt_of(properties),
             deadline,
             expiration: expiration(properties),
             reply_to: return_address(properties),
@@ -139,7 +139,17 @@ pub fn header_number(properties: &BasicProperties, name: &str) -> Option<i64> {
 /// The attempt in the headers; 1 where there is none.
 #[must_use]
 pub fn attempt_of(properties: &BasicProperties) -> u32 {
-    header_number(properties, "attempt").and_then(|n| n.try_into().ok()).unwrap_or(1)
+    counted(properties, "attempt")
+}
+
+/// The step in the headers; 1 where there is none.
+#[must_use]
+pub fn step_of(properties: &BasicProperties) -> u32 {
+    counted(properties, "step")
+}
+
+fn counted(properties: &BasicProperties, name: &str) -> u32 {
+    header_number(properties, name).and_then(|n| n.try_into().ok()).unwrap_or(1)
 }
 
 fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {

@@ -5,7 +5,7 @@
 mod incoming;
 mod outgoing;
 
-pub use incoming::{attempt_of, header_number, header_text, return_address};
+pub use incoming::{attempt_of, header_number, header_text, return_address, step_of};
 pub use outgoing::answer;
 
 use crate::problem::Problem;
@@ -292,7 +292,8 @@ mod tests {
         let problem = Problem::new("out-of-stock", 409, "Out of stock", "none left");
         for outcome in [Outcome::Succeeded(Content::json("1")), Outcome::Failed(problem)] {
             let reply = Reply { attempt: 2, retryable: true, outcome };
-            let message = request.reply_message(&reply).unwrap().unwrap();
+            let address = request.reply_to.as_ref().unwrap();
+            let message = answer(address, &request.correlation_id, request.step, &reply).unwrap();
             assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.reply", "arr.reply.default"));
             assert_eq!(Reply::from_delivery(&mut delivered(&message)).unwrap(), (operation, reply));
         }

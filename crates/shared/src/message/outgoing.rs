@@ -68,15 +68,6 @@ impl Request {
         message.mandatory = false;
         Ok(Some(message))
     }
-
-    /// The message that answers this request, or none if it has no return address.
-    ///
-    /// # Errors
-    /// [`Unreadable`] when a name is longer than an AMQP short string.
-    pub fn reply_message(&self, reply: &Reply) -> Result<Option<Message>, Unreadable> {
-        let Some(address) = &self.reply_to else { return Ok(None) };
-        answer(address, &self.correlation_id, self.step, reply).map(Some)
-    }
 }
 
 /// The message that carries `reply` to `address`.
