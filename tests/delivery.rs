@@ -42,7 +42,7 @@ fn request(id: &str, kind: &str, body: &serde_json::Value) -> (OperationId, Requ
 }
 
 fn reply_message(request: &Request, reply: &Reply) -> Message {
-    answer(request.reply_to.as_ref().unwrap(), &request.correlation_id, request.step, reply).unwrap()
+    answer(request.reply_to.as_ref().unwrap(), &request.correlation_id, reply).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,7 +68,7 @@ async fn every_message_delivered_three_times_changes_stock_and_status_once() {
     let (_, request) = request(last, "order.place", &order);
     let contradiction = Outcome::Failed(Problem::new("other", 500, "Other", "another outcome"));
     for outcome in [Outcome::Succeeded(Content::json("1")), contradiction] {
-        let reply = Reply { attempt: 1, retryable: false, outcome };
+        let reply = Reply::new(1, 1, outcome);
         publish(&channel, &reply_message(&request, &reply)).await;
     }
     // Replies are taken in order: when this one is there, those before it are.
@@ -91,7 +91,7 @@ async fn replies_for_nobody_and_nonsense_are_dropped() {
     let pair = Pair::start().await;
     let (_connection, channel) = channel(&pair).await;
     let (_, stranger) = request(&OperationId::new().to_string(), "echo", &json!(1));
-    let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
+    let reply = Reply::new(1, 1, Outcome::Succeeded(Content::json("1")));
     let message = reply_message(&stranger, &reply);
     publish(&channel, &message).await;
     let nonsense = Message {
@@ -118,7 +118,7 @@ async fn a_late_outcome_is_kept_beside_the_record() {
     assert_eq!(pair.ended(id).await["error"]["type"], "urn:problem-type:arr:deadline-exceeded");
     let (_connection, channel) = channel(&pair).await;
     let (_, request) = request(id, "echo", &json!(1));
-    let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
+    let reply = Reply::new(1, 1, Outcome::Succeeded(Content::json("1")));
     publish(&channel, &reply_message(&request, &reply)).await;
     let late = harness::eventually("the late outcome is visible", async || {
         let operation = pair.operation(id).await;

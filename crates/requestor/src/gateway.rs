@@ -339,6 +339,6 @@ fn dead_letter_answer(delivery: &Delivery, kind: &str) -> Option<message::Messag
         )
         .with("deliveries", header_number(properties, "x-delivery-count")),
     };
-    let reply = Reply { attempt: attempt_of(properties), retryable: false, outcome: Outcome::Failed(problem) };
-    message::answer(&address, correlation_id.as_str(), step_of(properties), &reply).ok()
+    let reply = Reply::new(step_of(properties), attempt_of(properties), Outcome::Failed(problem));
+    message::answer(&address, correlation_id.as_str(), &reply).ok()
 }

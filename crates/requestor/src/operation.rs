@@ -143,7 +143,7 @@ impl Operation {
             Event::Reply(Reply { outcome: Outcome::Succeeded(content), .. }) => {
                 self.end(State::Succeeded, Some(content), now, rules)
             }
-            Event::Reply(Reply { outcome: Outcome::Failed(problem), retryable: true, attempt }) => {
+            Event::Reply(Reply { outcome: Outcome::Failed(problem), retryable: true, attempt, .. }) => {
                 self.retry(problem, attempt, now, rules)
             }
             Event::Reply(Reply { outcome: Outcome::Failed(problem), .. }) => {
@@ -186,7 +186,14 @@ impl Operation {
         (self.sends, self.next_send_at, self.last_problem) = (0, next, Some(problem));
         let message = format!("attempt {} of {} follows", self.attempt, rules.retries.attempts);
         let attempt = self.attempt;
-        self.state = State::Running(Progress { attempt, sequence: 0, percent: None, message: Some(message) });
+        self.state = State::Running(Progress {
+            step: self.step,
+            attempt,
+            sequence: 0,
+            percent: None,
+            message: Some(message),
+            lease: None,
+        });
         Change::Updated
     }
 
@@ -243,11 +250,18 @@ mod tests {
     }
 
     fn progress(sequence: i64) -> Event {
-        Event::Progress(Progress { attempt: 1, sequence, percent: Some(sequence as f64), message: None })
+        Event::Progress(Progress {
+            step: 1,
+            attempt: 1,
+            sequence,
+            percent: Some(sequence as f64),
+            message: None,
+            lease: None,
+        })
     }
 
     fn reply(outcome: Outcome) -> Event {
-        Event::Reply(Reply { attempt: 1, retryable: false, outcome })
+        Event::Reply(Reply::new(1, 1, outcome))
     }
 
     fn success() -> Event {
@@ -306,15 +320,16 @@ mod tests {
         let mut operation = operation();
         let now = operation.created_at;
         let problem = Problem::new("busy", 503, "Busy", "busy");
-        let transient =
-            |attempt| Event::Reply(Reply { attempt, retryable: true, outcome: Outcome::Failed(problem.clone()) });
+        let transient = |attempt| {
+            Event::Reply(Reply { retryable: true, ..Reply::new(1, attempt, Outcome::Failed(problem.clone())) })
+        };
         for (attempt, pause) in [(2, 2), (3, 4)] {
             assert_eq!(operation.apply(transient(attempt - 1), now, RULES), Change::Updated);
             assert_eq!((operation.attempt, operation.sends), (attempt, 0));
             assert_eq!(operation.next_attempt_at(), Some(after(now, Duration::from_secs(pause))));
             assert_eq!(operation.apply(transient(attempt - 1), now, RULES), Change::None, "a repeat");
         }
-        let begun = Progress { attempt: 3, sequence: 1, percent: None, message: None };
+        let begun = Progress { step: 1, attempt: 3, sequence: 1, percent: None, message: None, lease: None };
         assert_eq!(operation.apply(Event::Progress(begun), now, RULES), Change::Updated);
         assert_eq!(operation.next_attempt_at(), None);
         assert_eq!(operation.apply(transient(3), now, RULES), Change::Ended(None));
@@ -326,7 +341,7 @@ mod tests {
         let mut operation = operation();
         let now = operation.deadline.checked_sub(Duration::from_secs(1)).unwrap();
         let outcome = Outcome::Failed(Problem::new("busy", 503, "Busy", "busy"));
-        let transient = Event::Reply(Reply { attempt: 1, retryable: true, outcome });
+        let transient = Event::Reply(Reply { retryable: true, ..Reply::new(1, 1, outcome) });
         assert_eq!(operation.apply(transient, now, RULES), Change::Ended(None));
     }
 

@@ -71,6 +71,12 @@ impl Problem {
         )
     }
 
+    /// The proof that nothing of the operation's effect happened, and nothing will.
+    #[must_use]
+    pub fn canceled() -> Self {
+        Self::new("canceled", 409, "Canceled", "the operation was canceled before its effect")
+    }
+
     /// The body of a message or response.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {

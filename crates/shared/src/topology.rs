@@ -10,6 +10,8 @@ pub const REQUEST: &str = "arr.request";
 pub const REPLY: &str = "arr.reply";
 /// Progress: direct exchange, routing key = the progress queue's name.
 pub const PROGRESS: &str = "arr.progress";
+/// Wishes to cancel: direct exchange, routing key = kind.
+pub const CONTROL: &str = "arr.control";
 /// Dead letters: direct exchange, routing key = kind.
 pub const DEAD: &str = "arr.dead";
 
@@ -40,6 +42,18 @@ pub fn progress_queue(group: &str) -> String {
     format!("arr.progress.{group}")
 }
 
+/// The queue that holds wishes to cancel for a provider group, until one of its instances has recorded them.
+#[must_use]
+pub fn control_queue(group: &str) -> String {
+    format!("arr.control.{group}")
+}
+
+/// The queue of one `instance` of a provider group, which tells it to stop early. It goes with its connection.
+#[must_use]
+pub fn instance_queue(group: &str, instance: &str) -> String {
+    format!("arr.control.{group}.{instance}")
+}
+
 /// The queue that holds dead letters of `kind`.
 #[must_use]
 pub fn dead_queue(kind: &str) -> String {
@@ -65,12 +79,28 @@ fn is_name(name: &str, punctuation: &[u8]) -> bool {
         && name.bytes().all(|byte| plain(byte) || punctuation.contains(&byte))
 }
 
-/// Declares what a provider of `kinds` needs.
+/// Declares what a provider of `kinds` in `group` needs.
 ///
 /// # Errors
 /// What the broker says, such as 406 when a queue exists with other arguments.
-pub async fn declare_for_provider(channel: &Channel, kinds: &[String]) -> lapin::Result<()> {
+pub async fn declare_for_provider(
+    channel: &Channel,
+    group: &str,
+    instance: &str,
+    kinds: &[String],
+) -> lapin::Result<()> {
     declare_exchanges(channel).await?;
+    let (control, own) = (control_queue(group), ShortString::from(instance_queue(group, instance)));
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(control.as_str().into(), durable, quorum(DELIVERY_LIMIT_NONE)).await?;
+    let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    channel.queue_declare(own.clone(), passing, FieldTable::default()).await?;
+    for kind in kinds {
+        for queue in [ShortString::from(control.as_str()), own.clone()] {
+            let options = QueueBindOptions::default();
+            channel.queue_bind(queue, CONTROL.into(), kind.as_str().into(), options, FieldTable::default()).await?;
+        }
+    }
     for kind in kinds {
         declare_dead_queue(channel, kind).await?;
         let mut arguments = quorum(DELIVERY_LIMIT);
@@ -106,7 +136,7 @@ pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[Stri
 }
 
 async fn declare_exchanges(channel: &Channel) -> lapin::Result<()> {
-    for name in [REQUEST, REPLY, PROGRESS, DEAD] {
+    for name in [REQUEST, REPLY, PROGRESS, CONTROL, DEAD] {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
         channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
     }

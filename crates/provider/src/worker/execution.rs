@@ -41,7 +41,7 @@ impl Worker {
             Err(Failure::Permanent(problem)) => (Outcome::Failed(problem), false),
             Err(Failure::Transient(problem)) => (Outcome::Failed(problem), true),
         };
-        Ok(Reply { attempt: request.attempt, retryable, outcome })
+        Ok(Reply { retryable, ..Reply::new(request.step, request.attempt, outcome) })
     }
 
     /// Runs a pure handler, reports its progress, and ends it at the deadline or when the provider must stop.
@@ -88,7 +88,8 @@ impl Worker {
         loop {
             let Report { percent, message } = newest.borrow_and_update().clone();
             sequence = Timestamp::now().as_microsecond().max(sequence + 1);
-            let progress = Progress { attempt: request.attempt, sequence, percent, message };
+            let (step, attempt) = (request.step, request.attempt);
+            let progress = Progress { step, attempt, sequence, percent, message, lease: None };
             if let Ok(Some(message)) = request.progress_message(&progress) {
                 self.0.publisher.hint(message);
             }

@@ -12,7 +12,7 @@ use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
-    Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number, return_address,
+    Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number, return_address, step_of,
 };
 use shared::problem::Problem;
 use shared::topology;
@@ -88,7 +88,10 @@ impl Worker {
     ) -> anyhow::Result<()> {
         let kinds: Vec<_> = self.0.handlers.keys().cloned().collect();
         let channel = session.consume_channel().await?;
-        amqp::call("declaring", topology::declare_for_provider(&channel, &kinds)).await?;
+        // New for each session: the broker may still hold the queue of one that it has not noticed to be over.
+        let instance = uuid::Uuid::now_v7().simple().to_string();
+        let group = &self.0.config.group;
+        amqp::call("declaring", topology::declare_for_provider(&channel, group, &instance, &kinds)).await?;
         session.ready();
         tracing::info!(kinds = kinds.join(","), "serving");
         let work = async {
@@ -192,9 +195,9 @@ impl Worker {
             .filter(|address| self.0.config.replies.foreign || matches!(address, ReturnAddress::Group(_)));
         if let Some(address) = address {
             let problem = Problem::new("unreadable-message", 400, "The message is no request", error.to_string());
-            let reply = Reply { attempt: attempt_of(properties), retryable: false, outcome: Outcome::Failed(problem) };
+            let reply = Reply::new(step_of(properties), attempt_of(properties), Outcome::Failed(problem));
             let correlation_id = properties.correlation_id().as_ref().map_or("", |id| id.as_str());
-            if let Ok(message) = answer(&address, correlation_id, 1, &reply) {
+            if let Ok(message) = answer(&address, correlation_id, &reply) {
                 // Not awaited here: one bad message must not hold up the good ones behind it.
                 let worker = self.clone();
                 self.0.jobs.spawn(async move {

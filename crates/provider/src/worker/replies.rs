@@ -16,7 +16,7 @@ const REPLY_PAUSE_MAX: Duration = Duration::from_secs(5);
 impl Worker {
     pub(super) async fn reply(&self, request: &Request, reply: Reply) -> Result<(), NoReply> {
         let Some(address) = &request.reply_to else { return Ok(()) };
-        match answer(address, &request.correlation_id, request.step, &self.fitting(reply)) {
+        match answer(address, &request.correlation_id, &self.fitting(reply)) {
             Ok(message) => self.publish_reply(message, address).await,
             Err(error) => {
                 tracing::error!(%error, "no reply can be made");

@@ -292,6 +292,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
     let state = match row.get::<_, u8>("status")? {
         0 => State::NotStarted,
         1 => State::Running(Progress {
+            step: row.get("step")?,
+            lease: None,
             attempt: row.get("progress_attempt")?,
             sequence: row.get("progress_sequence")?,
             percent: row.get("percent")?,

@@ -1,8 +1,8 @@
 //! Messages on their way in: what another program wrote is not believed before it is read.
 
 use super::{
-    Content, ERROR, OperationId, Outcome, PROGRESS, PROGRESS_MESSAGE_BYTES_MAX, Progress, REPLY, REQUEST, Reply,
-    Request, ReturnAddress, Unreadable,
+    CANCEL, Cancel, Content, ERROR, OperationId, Outcome, PROGRESS, PROGRESS_MESSAGE_BYTES_MAX, Progress, REPLY,
+    REQUEST, Reply, Request, ReturnAddress, Unreadable,
 };
 use crate::problem::Problem;
 use lapin::BasicProperties;
@@ -77,10 +77,12 @@ impl Progress {
             _ => header_number(properties, "percent").map(|percent| percent as f64),
         };
         let progress = Self {
+            step: step_of(properties),
             attempt: attempt_of(properties),
             sequence: header_number(properties, "sequence").unwrap_or(0),
             percent: percent.filter(|p| p.is_finite()).map(|p| p.clamp(0.0, 100.0)),
             message,
+            lease: milliseconds(properties, "lease"),
         };
         Ok((operation_of(properties)?, progress))
     }
@@ -94,14 +96,38 @@ impl Reply {
     pub fn from_delivery(delivery: &mut Delivery) -> Result<(OperationId, Self), Unreadable> {
         let properties = &delivery.properties;
         let operation = operation_of(properties)?;
-        let attempt = attempt_of(properties);
+        let (step, attempt) = (step_of(properties), attempt_of(properties));
+        let retry_after = milliseconds(properties, "retry-after");
         let retryable = matches!(header(properties, "retryable"), Some(AMQPValue::Boolean(true)));
         let outcome = match properties.kind().as_ref().map(ShortString::as_str) {
             Some(REPLY) | None => Outcome::Succeeded(take_content(delivery)),
             Some(ERROR) => Outcome::Failed(Problem::from_body(&delivery.data)),
             Some(other) => return Err(Unreadable(format!("a message of type {other:?} is no reply"))),
         };
-        Ok((operation, Self { attempt, retryable, outcome }))
+        Ok((operation, Self { step, attempt, retryable, retry_after, outcome }))
+    }
+}
+
+impl Cancel {
+    /// Reads a wish to cancel. The kind is the routing key, which a dead letter or a copy keeps.
+    ///
+    /// # Errors
+    /// [`Unreadable`] with what is wrong.
+    pub fn from_delivery(delivery: &Delivery) -> Result<Self, Unreadable> {
+        let properties = &delivery.properties;
+        if properties.kind().as_ref().map(ShortString::as_str) != Some(CANCEL) {
+            return Err(Unreadable("the message is no wish to cancel".into()));
+        }
+        let deadline = header_text(properties, "deadline").and_then(|text| text.parse().ok());
+        let reply_to = return_address(properties).filter(|address| matches!(address, ReturnAddress::Group(_)));
+        Ok(Self {
+            operation: operation_of(properties)?,
+            kind: delivery.routing_key.as_str().into(),
+            step: step_of(properties),
+            attempt: attempt_of(properties),
+            deadline: deadline.ok_or_else(|| Unreadable("header deadline is no time".into()))?,
+            reply_to: reply_to.ok_or_else(|| Unreadable("reply_to names no requestor group".into()))?,
+        })
     }
 }
 
@@ -154,6 +180,10 @@ fn counted(properties: &BasicProperties, name: &str) -> u32 {
 
 fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
     properties.headers().as_ref()?.inner().get(name)
+}
+
+fn milliseconds(properties: &BasicProperties, name: &str) -> Option<Duration> {
+    header_number(properties, name).and_then(|n| n.try_into().ok()).map(Duration::from_millis)
 }
 
 fn expiration(properties: &BasicProperties) -> Option<Duration> {

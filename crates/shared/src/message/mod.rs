@@ -24,6 +24,8 @@ use uuid::Uuid;
 pub const REQUEST: &str = "arr.request";
 /// `type` of a progress report.
 pub const PROGRESS: &str = "arr.progress";
+/// `type` of a message that asks to cancel an operation.
+pub const CANCEL: &str = "arr.cancel";
 /// `type` of a reply that carries the result.
 pub const REPLY: &str = "arr.reply";
 /// `type` of a reply that carries a problem.
@@ -172,6 +174,8 @@ pub struct Request {
 /// A report on the way to the outcome. May be lost, repeated and reordered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
+    /// The step that reports, from 1.
+    pub step: u32,
     /// The attempt that reports.
     pub attempt: u32,
     /// Grows from report to report, across executions too: microseconds since 1970 serve.
@@ -180,6 +184,8 @@ pub struct Progress {
     pub percent: Option<f64>,
     /// What is being done, for people; at most [`PROGRESS_MESSAGE_BYTES_MAX`].
     pub message: Option<String>,
+    /// How long the provider may now be silent before it counts as dead, if it has acknowledged the request early.
+    pub lease: Option<Duration>,
 }
 
 /// The longest progress text, in bytes. It is stored with the operation and shown in one line.
@@ -197,12 +203,50 @@ pub enum Outcome {
 /// The final answer to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
+    /// The step that is answered, from 1.
+    pub step: u32,
     /// The attempt that is answered.
     pub attempt: u32,
     /// Whether asking again may help; only for failures.
     pub retryable: bool,
+    /// The earliest time to ask again, from now, if the provider knows better than the kind's policy.
+    pub retry_after: Option<Duration>,
     /// The outcome.
     pub outcome: Outcome,
+}
+
+impl Reply {
+    /// A final answer to `attempt` of `step`.
+    #[must_use]
+    pub fn new(step: u32, attempt: u32, outcome: Outcome) -> Self {
+        Self { step, attempt, retryable: false, retry_after: None, outcome }
+    }
+}
+
+/// A wish that an operation be canceled. The provider group answers with the problem `canceled`, which proves that no
+/// effect happened and none will, or with the outcome that it has recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cancel {
+    /// The operation.
+    pub operation: OperationId,
+    /// The kind of the step under way.
+    pub kind: String,
+    /// The step under way, from 1.
+    pub step: u32,
+    /// The attempt under way, from 1.
+    pub attempt: u32,
+    /// When the requestor gives up, by its clock.
+    pub deadline: Timestamp,
+    /// Where the answer goes.
+    pub reply_to: ReturnAddress,
+}
+
+impl Cancel {
+    /// What names the request that must not be carried out.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        request_message_id(self.operation, self.step)
+    }
 }
 
 /// The message id of a request: the same each time it is sent, so that repeats are recognised.
@@ -291,17 +335,30 @@ mod tests {
         let (operation, request) = request();
         let problem = Problem::new("out-of-stock", 409, "Out of stock", "none left");
         for outcome in [Outcome::Succeeded(Content::json("1")), Outcome::Failed(problem)] {
-            let reply = Reply { attempt: 2, retryable: true, outcome };
+            let reply =
+                Reply { retryable: true, retry_after: Some(Duration::from_secs(3)), ..Reply::new(2, 3, outcome) };
             let address = request.reply_to.as_ref().unwrap();
-            let message = answer(address, &request.correlation_id, request.step, &reply).unwrap();
+            let message = answer(address, &request.correlation_id, &reply).unwrap();
             assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.reply", "arr.reply.default"));
             assert_eq!(Reply::from_delivery(&mut delivered(&message)).unwrap(), (operation, reply));
         }
-        let progress = Progress { attempt: 2, sequence: 9, percent: Some(12.5), message: Some("half".into()) };
+        let (message, lease) = (Some("half".into()), Some(Duration::from_secs(45)));
+        let progress = Progress { step: 1, attempt: 2, sequence: 9, percent: Some(12.5), message, lease };
         let message = request.progress_message(&progress).unwrap().unwrap();
         assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.progress", "arr.progress.default"));
         assert!(!message.mandatory);
         assert_eq!(Progress::from_delivery(&delivered(&message)).unwrap(), (operation, progress));
+    }
+
+    #[test]
+    fn a_cancel_comes_back_as_it_was_sent() {
+        let (operation, request) = request();
+        let (kind, reply_to) = ("order.place".to_owned(), request.reply_to.unwrap());
+        let cancel = Cancel { operation, kind, step: 2, attempt: 3, deadline: request.deadline.unwrap(), reply_to };
+        let message = cancel.to_message().unwrap();
+        assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.control", "order.place"));
+        assert_eq!(Cancel::from_delivery(&delivered(&message)).unwrap(), cancel);
+        assert_eq!(cancel.identity(), format!("{operation}.2"));
     }
 
     #[test]
@@ -323,8 +380,8 @@ mod tests {
         }
         assert_eq!(ReturnAddress::parse("victim"), Some(ReturnAddress::Foreign("victim".into())));
         let long = "x".repeat(300);
-        let reply = Reply { attempt: 1, retryable: false, outcome: Outcome::Succeeded(Content::json("1")) };
-        assert!(answer(&ReturnAddress::Foreign(long), "a", 1, &reply).is_err());
-        assert!(answer(&ReturnAddress::Foreign("q".into()), &"é".repeat(127), 1, &reply).is_ok());
+        let reply = Reply::new(1, 1, Outcome::Succeeded(Content::json("1")));
+        assert!(answer(&ReturnAddress::Foreign(long), "a", &reply).is_err());
+        assert!(answer(&ReturnAddress::Foreign("q".into()), &"é".repeat(127), &reply).is_ok());
     }
 }

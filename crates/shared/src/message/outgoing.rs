@@ -1,8 +1,8 @@
 //! Messages on their way out.
 
 use super::{
-    ERROR, JSON, Message, OperationId, Outcome, PROGRESS, Progress, REPLY, REQUEST, Reply, Request, ReturnAddress,
-    Unreadable, request_message_id,
+    CANCEL, Cancel, ERROR, JSON, Message, OperationId, Outcome, PROGRESS, Progress, REPLY, REQUEST, Reply, Request,
+    ReturnAddress, Unreadable, request_message_id,
 };
 use crate::{problem, topology};
 use bytes::Bytes;
@@ -52,9 +52,13 @@ impl Request {
         };
         let mut headers = FieldTable::default();
         headers.insert("attempt".into(), AMQPValue::LongUInt(progress.attempt));
+        headers.insert("step".into(), AMQPValue::LongUInt(progress.step));
         headers.insert("sequence".into(), AMQPValue::LongLongInt(progress.sequence));
         if let Some(percent) = progress.percent {
             headers.insert("percent".into(), AMQPValue::Double(percent));
+        }
+        if let Some(lease) = progress.lease {
+            headers.insert("lease".into(), milliseconds(lease));
         }
         let body = serde_json::json!({ "message": progress.message }).to_string();
         let properties = BasicProperties::default()
@@ -70,14 +74,42 @@ impl Request {
     }
 }
 
+impl Cancel {
+    /// The message that asks for it. The same each time, so it may be sent as often as need be.
+    ///
+    /// # Errors
+    /// [`Unreadable`] when a name is longer than an AMQP short string.
+    pub fn to_message(&self) -> Result<Message, Unreadable> {
+        let mut headers = FieldTable::default();
+        headers.insert("attempt".into(), AMQPValue::LongUInt(self.attempt));
+        headers.insert("step".into(), AMQPValue::LongUInt(self.step));
+        headers.insert("deadline".into(), AMQPValue::LongString(self.deadline.to_string().into()));
+        let properties = BasicProperties::default()
+            .with_type(CANCEL.into())
+            .with_correlation_id(short(self.operation.to_string())?)
+            .with_reply_to(short(self.reply_to.exchange_and_key().1)?)
+            .with_content_type(JSON.into())
+            .with_headers(headers);
+        message(topology::CONTROL, &self.kind, short(format!("{}.cancel", self.identity()))?, properties, "{}")
+    }
+}
+
+fn milliseconds(duration: std::time::Duration) -> AMQPValue {
+    AMQPValue::LongLongInt(duration.as_millis().try_into().unwrap_or(i64::MAX))
+}
+
 /// The message that carries `reply` to `address`.
 ///
 /// # Errors
 /// [`Unreadable`] when a name is longer than an AMQP short string.
-pub fn answer(address: &ReturnAddress, correlation_id: &str, step: u32, reply: &Reply) -> Result<Message, Unreadable> {
+pub fn answer(address: &ReturnAddress, correlation_id: &str, reply: &Reply) -> Result<Message, Unreadable> {
     let mut headers = FieldTable::default();
     headers.insert("attempt".into(), AMQPValue::LongUInt(reply.attempt));
+    headers.insert("step".into(), AMQPValue::LongUInt(reply.step));
     headers.insert("retryable".into(), AMQPValue::Boolean(reply.retryable));
+    if let Some(pause) = reply.retry_after {
+        headers.insert("retry-after".into(), milliseconds(pause));
+    }
     let (message_type, content_type, body) = match &reply.outcome {
         Outcome::Succeeded(content) => (REPLY, content.content_type.as_str(), content.body.clone()),
         Outcome::Failed(problem) => (ERROR, problem::CONTENT_TYPE, problem.to_json().into()),
@@ -89,7 +121,7 @@ pub fn answer(address: &ReturnAddress, correlation_id: &str, step: u32, reply: &
         .with_headers(headers);
     let (exchange, key) = address.exchange_and_key();
     // Cut rather than refused: a foreign correlation id may itself be as long as a short string can be.
-    let mut message_id = format!("{step}.{}.{correlation_id}", reply.attempt);
+    let mut message_id = format!("{}.{}.{correlation_id}", reply.step, reply.attempt);
     message_id.truncate(message_id.floor_char_boundary(SHORT_STRING_BYTES_MAX));
     message(exchange, &key, short(message_id)?, properties, body)
 }
