@@ -13,6 +13,7 @@ pub fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 
 /// Runs a program to its end and turns its result into an exit code.
 pub fn run(program: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    crate::crash::init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into(), 1),

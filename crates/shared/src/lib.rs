@@ -16,6 +16,8 @@ pub mod topology;
 pub mod amqp;
 /// Configuration: annotated defaults, then a file, then the environment.
 pub mod config;
+/// Points at which tests kill a process; not in release builds.
+pub mod crash;
 /// What both stores need: SQLite with one group-commit writer.
 pub mod database;
 /// How a program ends: exit codes and last words.
