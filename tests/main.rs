@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
+mod cancel;
 mod command_line;
 mod configuration;
 mod delivery;
+mod effects;
 mod faults;
 mod foreign;
 mod kill;
+mod lease;
 mod lifecycle;
 mod publisher;
 mod store;

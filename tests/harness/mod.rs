@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a harness that fails must fail the test, with its place")]
 
+/// A requestor that a test plays, to speak with a provider alone.
+pub mod asker;
 /// Real brokers: given, in a container, or a private node; the one place that fetches or starts one.
 pub mod broker;
 /// A caller of the HTTP interface.

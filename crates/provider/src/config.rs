@@ -15,6 +15,12 @@ pub const DEFAULTS: &str = include_str!("../../../config/provider.toml");
 /// Deliveries that RabbitMQ lets a consumer of a quorum queue hold at most.
 const PREFETCH_MAX: usize = 2000;
 
+/// How long beside `ack_hold` a delivery may be held, and how late the broker may notice: it looks every minute.
+const ACK_MARGIN: Duration = Duration::from_secs(90);
+/// The longest that an outcome can be asked for after the deadline of its request: an operation that has failed may be
+/// attempted again for a day, and clocks may differ by five minutes each way.
+const RETENTION_MIN: Duration = Duration::from_secs(24 * 3600 + 600);
+
 /// The provider's configuration. What each key means is written in [`DEFAULTS`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,12 +32,19 @@ pub struct Config {
     pub concurrency: usize,
     #[serde(with = "duration")]
     pub drain: Duration,
+    #[serde(with = "duration")]
+    pub ack_hold: Duration,
+    #[serde(with = "duration")]
+    pub ack_timeout: Duration,
+    #[serde(with = "duration")]
+    pub lease: Duration,
     pub replies: RepliesConfig,
     pub progress: ProgressConfig,
     pub http: HttpConfig,
     pub broker: BrokerConfig,
     pub ledger: LedgerConfig,
     pub orders: OrdersConfig,
+    pub payments: PaymentsConfig,
     pub log: LogConfig,
 }
 
@@ -81,6 +94,16 @@ pub struct OrdersConfig {
     pub inventory: Vec<Article>,
 }
 
+/// The section `[payments]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct PaymentsConfig {
+    pub url: String,
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+}
+
 /// One article that the inventory starts with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +132,43 @@ impl Config {
         anyhow::ensure!(!self.progress.interval.is_zero(), "progress.interval must be more than 0");
         anyhow::ensure!(!self.progress.heartbeat.is_zero(), "progress.heartbeat must be more than 0");
         database::validate_url(self.ledger.url.expose()).context("ledger.url")?;
+        self.payments.validate()?;
+        self.validate_times()?;
         self.broker.validate()
+    }
+
+    /// The inequalities between durations that the protocol rests on.
+    fn validate_times(&self) -> anyhow::Result<()> {
+        let show = humantime::format_duration;
+        let (heartbeat, lease) = (self.progress.heartbeat, self.lease);
+        anyhow::ensure!(
+            heartbeat.mul_f64(2.5) < lease && lease <= heartbeat * 4,
+            "lease is {}: it must be more than 2.5 and at most 4 times progress.heartbeat ({}), so that two lost signs \
+             of life do no harm and a dead provider is noticed",
+            show(lease),
+            show(heartbeat),
+        );
+        anyhow::ensure!(
+            self.ack_hold + ACK_MARGIN < self.ack_timeout,
+            "ack_hold is {}: with a margin of {} it must be less than ack_timeout ({}), the broker's acknowledgement \
+             timeout",
+            show(self.ack_hold),
+            show(ACK_MARGIN),
+            show(self.ack_timeout),
+        );
+        anyhow::ensure!(
+            self.ledger.retention >= RETENTION_MIN,
+            "ledger.retention is {}: it must be at least {}, so that a late repeat is recognised",
+            show(self.ledger.retention),
+            show(RETENTION_MIN),
+        );
+        anyhow::ensure!(
+            self.progress.interval <= heartbeat,
+            "progress.interval is {}: it must be at most progress.heartbeat ({})",
+            show(self.progress.interval),
+            show(heartbeat),
+        );
+        Ok(())
     }
 
     /// How many requests of a kind are worked on at once.
@@ -122,9 +181,38 @@ impl Config {
     }
 }
 
+impl PaymentsConfig {
+    fn validate(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.timeout.is_zero(), "payments.timeout must be more than 0");
+        let url = &self.url;
+        let web = url.is_empty() || url.starts_with("http://") || url.starts_with("https://");
+        anyhow::ensure!(web, "payments.url {url:?}: write https://host/path, or nothing");
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_inequality_that_does_not_hold_names_its_key() {
+        type Change = fn(&mut Config);
+        let cases: [(&str, Change); 6] = [
+            ("lease is 37s", |config| config.lease = Duration::from_secs(37)),
+            ("lease is 1m 1s", |config| config.lease = Duration::from_secs(61)),
+            ("ack_hold is 29m", |config| config.ack_hold = Duration::from_secs(29 * 60)),
+            ("ack_timeout", |config| config.ack_timeout = Duration::from_secs(60)),
+            ("ledger.retention is 1day", |config| config.ledger.retention = Duration::from_secs(24 * 3600)),
+            ("payments.url", |config| config.payments.url = "bank".into()),
+        ];
+        for (says, change) in cases {
+            let mut config: Config = shared::config::load(DEFAULTS, "PROVIDER_UNIT_TEST", None).unwrap();
+            change(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(says) && !error.contains('\n'), "{error}");
+        }
+    }
 
     #[test]
     fn the_defaults_are_valid() {

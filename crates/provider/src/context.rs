@@ -1,7 +1,10 @@
 //! What a handler knows of the request beside its payload, and can say while it works.
 
+use crate::handler::Failure;
+use crate::ledger::{Answer, Claim};
 use jiff::Timestamp;
 use shared::message::{PROGRESS_MESSAGE_BYTES_MAX, Request};
+use shared::problem::Problem;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,16 +23,23 @@ pub struct Context {
     deadline: Option<Timestamp>,
     cancelled: CancellationToken,
     reports: watch::Sender<Report>,
+    claim: Option<Claim>,
 }
 
 impl Context {
-    pub(crate) fn new(request: &Request, cancelled: CancellationToken, reports: watch::Sender<Report>) -> Self {
+    pub(crate) fn new(
+        request: &Request,
+        cancelled: CancellationToken,
+        reports: watch::Sender<Report>,
+        claim: Option<Claim>,
+    ) -> Self {
         Self {
             correlation_id: request.correlation_id.clone(),
             attempt: request.attempt,
             deadline: request.deadline,
             cancelled,
             reports,
+            claim,
         }
     }
 
@@ -51,10 +61,35 @@ impl Context {
         self.deadline
     }
 
-    /// Cancelled when nobody wants the reply any more: at the deadline and when the provider must stop.
+    /// Cancelled when nobody wants the reply any more: when the operation is canceled, at its deadline, and when the
+    /// provider must stop. The handler is dropped a second later.
     #[must_use]
     pub fn cancelled(&self) -> &CancellationToken {
         &self.cancelled
+    }
+
+    /// Writes down that the effect may happen from now on, and returns the idempotency key to have it with: the same
+    /// however often the request is repeated. A handler with an external effect calls it just before the effect.
+    /// From then on the operation can no longer be canceled, and if this provider dies, another repeats the effect
+    /// with the same key.
+    ///
+    /// # Errors
+    /// A failure to return at once, without the effect: the operation was canceled, this execution was given up,
+    /// the ledger cannot be written, or the handler was not registered by `handle_external`.
+    pub async fn intent(&self) -> Result<String, Failure> {
+        let Some(claim) = &self.claim else {
+            let detail = "intent() is for handlers that are registered by handle_external";
+            return Err(Failure::Permanent(Problem::new("provider-error", 500, "The handler is wrong", detail)));
+        };
+        match claim.intend().await {
+            Ok(Answer::Yes { .. }) => {
+                shared::crash::point("provider.intent");
+                Ok(claim.key().to_owned())
+            }
+            Ok(Answer::Canceled) => Err(Failure::Permanent(Problem::canceled())),
+            Ok(_) => Err(Failure::stopped("this execution was given up")),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Says how far the work is, 0 to 100, and what is being done, in at most 256 bytes. Call it as often as you

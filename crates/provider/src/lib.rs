@@ -1,5 +1,13 @@
 //! The provider: takes requests from RabbitMQ, does the work in handlers, and replies.
 //!
+//! A handler says what kind of effect it has, and the worker does the rest:
+//!
+//! | effect | registered by | repeats and crashes |
+//! |---|---|---|
+//! | pure: running it twice harms nothing | [`Builder::handle`], [`Builder::handle_raw`] | run again |
+//! | transactional: in the ledger's own database | [`Builder::handle_transactional`] | effect and outcome are one commit; a repeat is answered from the ledger |
+//! | external: a payment, an e-mail, another service | [`Builder::handle_external`] | the handler asks for [`Context::intent`] before its effect and has it with the idempotency key that it gets; until the outcome is recorded, a repeat has the effect again with the same key |
+//!
 //! A provider of your own is a `main` of ten lines:
 //!
 //! ```no_run
@@ -94,10 +102,18 @@ impl Provider {
     pub fn built_in(config: Config) -> anyhow::Result<Self> {
         let wanted = config.kinds.clone();
         let inventory = config.orders.inventory.clone();
+        let payments = config.payments.clone();
         let mut builder = Self::builder(config)
             .handle_raw(schema::ECHO, handlers::echo::echo)
             .handle(schema::risk::KIND, handlers::risk::analyze)
             .handle_transactional(schema::order::KIND, handlers::order::place);
+        if payments.url.is_empty() {
+            let named = wanted.iter().any(|kind| kind == schema::payment::KIND);
+            anyhow::ensure!(!named, "kinds: {:?} needs payments.url", schema::payment::KIND);
+            tracing::info!("{} is not offered: payments.url is empty", schema::payment::KIND);
+        } else {
+            builder = builder.handle_external(schema::payment::KIND, handlers::payment::charge(&payments)?);
+        }
         let provider = &mut builder.0;
         if wanted != ["all"] {
             let known = provider.handlers.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -130,14 +146,13 @@ impl Provider {
     pub async fn run_on(self, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         shared::telemetry::init_metrics();
         let Self { config, handlers, prepare } = self;
-        let transactional = handlers.values().any(|handler| matches!(handler, Handler::Transactional(_)));
-        let ledger = match transactional || !prepare.0.is_empty() {
+        let ledger = match handlers.values().any(Handler::has_effect) || !prepare.0.is_empty() {
             true => Some(Ledger::open(config.ledger.url.expose(), prepare.0).await.context("ledger")?),
             false => None,
         };
         tracing::info!(listen = %listener.local_addr()?, group = config.group, "provider ready");
         let (publisher, mut queue) = amqp::publisher(&config.broker);
-        let worker = Worker::new(config.clone(), handlers, ledger.clone(), publisher);
+        let worker = Worker::new(config.clone(), handlers, ledger.clone(), publisher, shutdown.clone());
         let status = Status::channel();
         let routes = shared::http::health_routes(status.subscribe());
         let name = format!("provider {}", config.group);
@@ -145,7 +160,7 @@ impl Provider {
         let work = async {
             let mut supervisor = Supervisor::new(&config.broker, name, &status, &shutdown);
             while let Some(session) = supervisor.open().await {
-                let result = supervisor.guard(&session, worker.serve(&session, &mut queue, &shutdown)).await;
+                let result = supervisor.guard(&session, worker.serve(&session, &mut queue)).await;
                 if supervisor.close(session, result).await {
                     break;
                 }
@@ -171,7 +186,7 @@ impl Builder {
         P: Serialize,
         F: Future<Output = Result<P, Failure>> + Send + 'static,
     {
-        self.with(kind, handler::pure(function))
+        self.with(kind, Handler::Pure(handler::typed(function)))
     }
 
     /// Serves `kind` by a function of the bytes as they came, whose effect is `Pure`.
@@ -196,6 +211,24 @@ impl Builder {
         P: Serialize,
     {
         self.with(kind, handler::transactional(function))
+    }
+
+    /// Serves `kind` by a function whose effect is `External`: it happens in another system. The function calls
+    /// [`Context::intent`] just before the effect and has it with the idempotency key that it gets. The outcome is
+    /// recorded before it is replied, and a repeated request gets the same answer; until there is one, it has the
+    /// effect again with the same key.
+    #[must_use]
+    pub fn handle_external<Q, P, F>(
+        self,
+        kind: &str,
+        function: impl Fn(Q, Context) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        Q: DeserializeOwned + Send,
+        P: Serialize,
+        F: Future<Output = Result<P, Failure>> + Send + 'static,
+    {
+        self.with(kind, Handler::External(handler::typed(function)))
     }
 
     /// Runs `prepare` in the ledger's database at every start, to create the tables that a handler needs.

@@ -2,4 +2,5 @@
 
 pub(crate) mod echo;
 pub(crate) mod order;
+pub(crate) mod payment;
 pub(crate) mod risk;

@@ -1,9 +1,12 @@
+//! The ledger in an SQLite file: all SQL of the provider but the handlers' own.
+
+use super::{Answer, Asked, Decision, Entry, State, decide};
 use crate::handler::{Failure, TransactionalFn};
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use rusqlite_migration::{M, Migrations};
 use shared::database::{DatabaseError, Sqlite};
-use shared::message::{Content, Outcome};
+use shared::message::{Content, Outcome, Request};
 use shared::problem::{CONTENT_TYPE, Problem};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,6 +22,30 @@ create table ledger (
     recorded_at integer not null
 ) strict;
 create index ledger_by_time on ledger (recorded_at);
+";
+
+/// States, attempts and epochs. Times are in milliseconds since 1970. An outcome of before says nothing of its
+/// attempt and deadline: the first, and the longest that a requestor allowed.
+const ADD_STATES: &str = "
+alter table ledger rename to outcomes;
+create table ledger (
+    identity text primary key,
+    kind text not null,
+    state text not null check (state in ('CLAIMED', 'INTENT', 'DONE', 'TOMBSTONE')),
+    attempt integer not null,
+    epoch integer not null,
+    intended integer not null,
+    lease_until integer,
+    deadline integer not null,
+    succeeded integer,
+    content_type text,
+    body blob,
+    check ((state = 'DONE') = (body is not null))
+) strict;
+insert into ledger
+    select identity, kind, 'DONE', 1, 1, 0, null, recorded_at + 86400000, succeeded, content_type, body from outcomes;
+drop table outcomes;
+create index ledger_by_deadline on ledger (deadline);
 ";
 
 /// Entries that are forgotten at a time, so that no request waits long behind it.
@@ -45,15 +72,49 @@ impl Transaction<'_> {
     }
 }
 
-/// How a request was carried out.
+/// What an entry is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) identity: String,
+    pub(crate) kind: String,
+    /// The request's, from which on the retention counts. A foreign request without one counts from now.
+    pub(crate) deadline: Timestamp,
+}
+
+impl Subject {
+    /// What a request is about; none if it has no name by which a repeat could be recognised.
+    pub(crate) fn of(request: &Request) -> Option<Self> {
+        let deadline = request.deadline.unwrap_or_else(Timestamp::now);
+        Some(Self { identity: request.identity()?, kind: request.kind.clone(), deadline })
+    }
+}
+
+/// How a transactional request was carried out.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Executed {
     /// Now, for the first time.
     Now(Outcome),
-    /// Before: this is what came of it then.
-    Before(Outcome),
-    /// Not at all, and it may work later.
-    NotNow(Problem),
+    /// Not: there was something in the ledger already.
+    Before(Answer),
+    /// Not, and it may work later.
+    NotNow(Failure),
+}
+
+/// What came of the wish to carry out a request with an external effect.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    /// It may be carried out.
+    Now(Claim),
+    /// There was something in the ledger already.
+    Before(Answer),
+}
+
+/// The right of one execution to have the effect of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    ledger: Ledger,
+    subject: Subject,
+    epoch: i64,
 }
 
 /// The ledger in an SQLite file, together with the tables of the handlers.
@@ -66,40 +127,70 @@ impl Ledger {
         url: &str,
         prepare: Vec<impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static>,
     ) -> anyhow::Result<Self> {
-        let database = Sqlite::open(url, &Migrations::new(vec![M::up(CREATE)]))?;
+        let database = Sqlite::open(url, &Migrations::new(vec![M::up(CREATE), M::up(ADD_STATES)]))?;
         database.write(move |connection| prepare.into_iter().try_for_each(|prepare| prepare(connection))).await?;
         Ok(Self(database))
     }
 
-    /// Runs a transactional handler's `function` and records its outcome in one commit, unless there is an outcome already.
+    /// Runs a transactional handler's `function` and records its outcome in one commit, unless there is an outcome
+    /// already.
     pub(crate) async fn execute(
         &self,
-        identity: String,
-        kind: String,
+        subject: Subject,
+        attempt: u32,
         content: Content,
         function: Arc<TransactionalFn>,
     ) -> Result<Executed, DatabaseError> {
         self.0
             .write(move |connection| {
-                if let Some(outcome) = find(connection, &identity)? {
-                    return Ok(Executed::Before(outcome));
-                }
-                let outcome = match run(connection, &identity, &content, &*function)? {
+                let claimed = decide(find(connection, &subject.identity)?.as_ref(), Asked::Claim { attempt });
+                let Some(entry) = claimed.write else { return Ok(Executed::Before(claimed.answer)) };
+                let outcome = match run(connection, &subject.identity, &content, &*function)? {
                     Ok(content) => Outcome::Succeeded(content),
                     Err(Failure::Permanent(problem)) => Outcome::Failed(problem),
-                    Err(Failure::Transient(problem)) => return Ok(Executed::NotNow(problem)),
+                    Err(transient) => return Ok(Executed::NotNow(transient)),
                 };
-                record(connection, &identity, &kind, &outcome)?;
+                shared::crash::point("provider.effect");
+                store(connection, &subject, &Entry { state: State::Done(outcome.clone()), ..entry })?;
                 Ok(Executed::Now(outcome))
             })
             .await
     }
 
-    /// Forgets what was recorded more than `retention` ago.
+    /// Asks for the right to carry out `attempt` of a request, and holds it for `lease`.
+    pub(crate) async fn claim(
+        &self,
+        subject: Subject,
+        attempt: u32,
+        lease: Duration,
+    ) -> Result<Claimed, DatabaseError> {
+        let ledger = self.clone();
+        self.0
+            .write(move |connection| match apply(connection, &subject, Asked::Claim { attempt })? {
+                Answer::Yes { epoch } => {
+                    renew(connection, &subject.identity, epoch, lease)?;
+                    Ok(Claimed::Now(Claim { ledger, subject, epoch }))
+                }
+                answer => Ok(Claimed::Before(answer)),
+            })
+            .await
+    }
+
+    /// Writes a tombstone unless the effect may have happened.
+    pub(crate) async fn cancel(&self, subject: Subject, attempt: u32) -> Result<Answer, DatabaseError> {
+        self.apply(&subject, Asked::Cancel { attempt }).await
+    }
+
+    async fn apply(&self, subject: &Subject, asked: Asked) -> Result<Answer, DatabaseError> {
+        let subject = subject.clone();
+        self.0.write(move |connection| apply(connection, &subject, asked)).await
+    }
+
+    /// Forgets the requests whose deadline passed more than `retention` ago.
     pub(crate) async fn purge(&self, now: Timestamp, retention: Duration) -> Result<(), DatabaseError> {
         let before = now.checked_sub(retention).unwrap_or(Timestamp::MIN).as_millisecond();
         let sql = "delete from ledger where identity in
-            (select identity from ledger where recorded_at < ?1 order by recorded_at limit ?2)";
+            (select identity from ledger where deadline < ?1 order by deadline limit ?2)";
         loop {
             let deleted = self.0.write(move |c| c.prepare_cached(sql)?.execute(params![before, PURGE_BATCH])).await?;
             if deleted < PURGE_BATCH {
@@ -112,6 +203,48 @@ impl Ledger {
     pub(crate) async fn failed(&self) {
         self.0.failed().await;
     }
+}
+
+impl Claim {
+    /// The idempotency key of the effect.
+    pub(crate) fn key(&self) -> &str {
+        &self.subject.identity
+    }
+
+    /// Writes down that the effect may happen from now on; refused if the request was canceled.
+    pub(crate) async fn intend(&self) -> Result<Answer, DatabaseError> {
+        self.ledger.apply(&self.subject, Asked::Intend { epoch: self.epoch }).await
+    }
+
+    /// Records what came of it.
+    pub(crate) async fn record(&self, outcome: Outcome) -> Result<Answer, DatabaseError> {
+        self.ledger.apply(&self.subject, Asked::Record { epoch: self.epoch, outcome }).await
+    }
+
+    /// Gives the right back without an outcome.
+    pub(crate) async fn release(&self) -> Result<Answer, DatabaseError> {
+        self.ledger.apply(&self.subject, Asked::Release { epoch: self.epoch }).await
+    }
+
+    /// Holds the right for `lease` from now.
+    pub(crate) async fn renew(&self, lease: Duration) -> Result<(), DatabaseError> {
+        let (identity, epoch) = (self.subject.identity.clone(), self.epoch);
+        self.ledger.0.write(move |connection| renew(connection, &identity, epoch, lease)).await
+    }
+}
+
+fn apply(connection: &Connection, subject: &Subject, asked: Asked) -> rusqlite::Result<Answer> {
+    let Decision { write, answer } = decide(find(connection, &subject.identity)?.as_ref(), asked);
+    if let Some(entry) = write {
+        store(connection, subject, &entry)?;
+    }
+    Ok(answer)
+}
+
+fn renew(connection: &Connection, identity: &str, epoch: i64, lease: Duration) -> rusqlite::Result<()> {
+    let until = Timestamp::now().checked_add(lease).unwrap_or(Timestamp::MAX).as_millisecond();
+    let sql = "update ledger set lease_until = ?3 where identity = ?1 and epoch = ?2";
+    connection.prepare_cached(sql)?.execute(params![identity, epoch, until]).map(drop)
 }
 
 /// Runs the handler. Whatever it did is undone unless it succeeds; a panic is a permanent failure.
@@ -137,32 +270,77 @@ pub(crate) fn panicked() -> Problem {
     Problem::new("handler-panicked", 500, "The provider failed", "the handler panicked; see the provider's log")
 }
 
-fn find(connection: &Connection, identity: &str) -> rusqlite::Result<Option<Outcome>> {
-    connection
-        .prepare_cached("select succeeded, content_type, body from ledger where identity = ?1")?
-        .query_row([identity], |row| {
-            let (content_type, body): (String, Vec<u8>) = (row.get(1)?, row.get(2)?);
-            Ok(match row.get(0)? {
-                true => Outcome::Succeeded(Content { content_type, body: body.into() }),
-                false => Outcome::Failed(Problem::from_body(&body)),
-            })
-        })
-        .optional()
+fn find(connection: &Connection, identity: &str) -> rusqlite::Result<Option<Entry>> {
+    let sql = "select state, attempt, epoch, intended, succeeded, content_type, body from ledger where identity = ?1";
+    connection.prepare_cached(sql)?.query_row([identity], entry).optional()
 }
 
-fn record(connection: &Connection, identity: &str, kind: &str, outcome: &Outcome) -> rusqlite::Result<()> {
-    let (succeeded, content_type, body) = match outcome {
-        Outcome::Succeeded(content) => (true, content.content_type.as_str(), content.body.clone()),
-        Outcome::Failed(problem) => (false, CONTENT_TYPE, problem.to_json().into()),
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    let state = match row.get_ref(0)?.as_str()? {
+        "CLAIMED" => State::Claimed,
+        "INTENT" => State::Intent,
+        "TOMBSTONE" => State::Tombstone,
+        _ => State::Done(outcome(row)?),
     };
-    let now = Timestamp::now().as_millisecond();
-    connection.prepare_cached("insert into ledger values (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-        identity,
-        kind,
+    Ok(Entry { state, attempt: row.get(1)?, epoch: row.get(2)?, intended: row.get(3)? })
+}
+
+fn outcome(row: &Row<'_>) -> rusqlite::Result<Outcome> {
+    let (content_type, body): (String, Vec<u8>) = (row.get(5)?, row.get(6)?);
+    Ok(match row.get(4)? {
+        true => Outcome::Succeeded(Content { content_type, body: body.into() }),
+        false => Outcome::Failed(Problem::from_body(&body)),
+    })
+}
+
+fn store(connection: &Connection, subject: &Subject, entry: &Entry) -> rusqlite::Result<()> {
+    let sql =
+        "insert into ledger (identity, kind, state, attempt, epoch, intended, deadline, succeeded, content_type, body)
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+        on conflict (identity) do update set state = ?3, attempt = ?4, epoch = ?5, intended = ?6,
+            deadline = max(deadline, ?7), succeeded = ?8, content_type = ?9, body = ?10";
+    let (state, outcome) = match &entry.state {
+        State::Claimed => ("CLAIMED", None),
+        State::Intent => ("INTENT", None),
+        State::Tombstone => ("TOMBSTONE", None),
+        State::Done(outcome) => ("DONE", Some(outcome)),
+    };
+    let (succeeded, content_type, body) = match outcome {
+        None => (None, None, None),
+        Some(Outcome::Succeeded(content)) => (Some(true), Some(&*content.content_type), Some(content.body.clone())),
+        Some(Outcome::Failed(problem)) => (Some(false), Some(CONTENT_TYPE), Some(problem.to_json().into())),
+    };
+    connection.prepare_cached(sql)?.execute(params![
+        subject.identity,
+        subject.kind,
+        state,
+        entry.attempt,
+        entry.epoch,
+        entry.intended,
+        subject.deadline.as_millisecond(),
         succeeded,
         content_type,
-        &body[..],
-        now
+        body.as_deref(),
     ])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_of_the_first_version_are_carried_over() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        Migrations::new(vec![M::up(CREATE)]).to_latest(&mut connection).unwrap();
+        let insert = "insert into ledger values (?1, 'order.place', ?2, 'application/json', ?3, 1000)";
+        connection.execute(insert, params!["good", true, b"{}"]).unwrap();
+        connection.execute(insert, params!["bad", false, Problem::canceled().to_json()]).unwrap();
+        Migrations::new(vec![M::up(CREATE), M::up(ADD_STATES)]).to_latest(&mut connection).unwrap();
+        let found = |identity| find(&connection, identity).unwrap().unwrap();
+        let entry = |outcome| Entry { state: State::Done(outcome), attempt: 1, epoch: 1, intended: false };
+        assert_eq!(found("good"), entry(Outcome::Succeeded(Content::json("{}"))));
+        assert_eq!(found("bad"), entry(Outcome::Failed(Problem::canceled())));
+        assert!(find(&connection, "other").unwrap().is_none());
+    }
 }

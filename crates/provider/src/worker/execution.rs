@@ -1,99 +1,92 @@
-//! Runs a handler: by its kind of effect, with its progress, to its end or its deadline.
+//! Runs an asynchronous handler, with its signs of life, to its end, its deadline, or its cancel.
 
-use super::{Job, NoReply, Worker};
+use super::{Job, Worker};
 use crate::context::{Context, Report};
-use crate::handler::{Failure, Handler, PureFn, TransactionalFn};
-use crate::ledger::{Executed, panicked};
-use jiff::{SignedDuration, Timestamp};
-use shared::message::{Content, Outcome, Progress, Reply, Request};
-use shared::problem::Problem;
+use crate::handler::{AsyncFn, Failure};
+use crate::ledger::Claim;
+use jiff::Timestamp;
+use shared::amqp::{self, Settle};
+use shared::message::{Content, Progress, Request};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Requests that end sooner than this send no progress: their reply says it all.
 const FIRST_REPORT_AFTER: Duration = Duration::from_millis(100);
 /// How long a handler may take to notice that it is cancelled before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
-/// The pause before the ledger is asked again to take what it could not take.
-const LEDGER_RETRY: Duration = Duration::from_millis(500);
-/// How much a provider's clock may differ from the requestor's before a deadline in the message is believed.
-const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
-type Handled = Result<Content, Failure>;
+/// How the execution of a handler ended.
+pub(super) enum Ended {
+    /// It returned.
+    Handled(Result<Content, Failure>),
+    /// It panicked.
+    Panicked,
+    /// What the message had left of its deadline has passed.
+    Deadline,
+    /// The request was canceled for certain.
+    Canceled,
+    /// The provider must stop.
+    Stopped,
+}
 
 impl Worker {
-    pub(super) async fn execute(&self, job: &Job) -> Result<Reply, NoReply> {
-        let (request, started) = (&job.request, Instant::now());
-        let result = match self.0.handlers.get(&request.kind) {
-            _ if is_overdue(request) => Err(Failure::Permanent(Problem::deadline_exceeded())),
-            Some(Handler::Pure(function)) => {
-                let until = request.expiration.map(|left| job.received + left);
-                self.run_pure(request, until, Arc::clone(function)).await?
-            }
-            Some(Handler::Transactional(function)) => self.run_in_ledger(request, function).await?,
-            None => Err(Failure::Permanent(Problem::new("unknown-kind", 404, "Unknown kind", &request.kind))),
-        };
-        metrics::histogram!("arr_handler_seconds", "kind" => request.kind.clone()).record(started.elapsed());
-        let (outcome, retryable) = match result {
-            Ok(content) => (Outcome::Succeeded(content), false),
-            Err(Failure::Permanent(problem)) => (Outcome::Failed(problem), false),
-            Err(Failure::Transient(problem)) => (Outcome::Failed(problem), true),
-        };
-        Ok(Reply { retryable, ..Reply::new(request.step, request.attempt, outcome) })
-    }
-
-    /// Runs a pure handler, reports its progress, and ends it at the deadline or when the provider must stop.
-    async fn run_pure(
-        &self,
-        request: &Request,
-        until: Option<Instant>,
-        function: Arc<PureFn>,
-    ) -> Result<Handled, NoReply> {
-        let cancelled = self.0.stop.child_token();
+    pub(super) async fn run(&self, job: &Job, function: &Arc<AsyncFn>, claim: Option<&Claim>) -> Ended {
+        let cancelled = CancellationToken::new();
         let (reports, newest) = watch::channel(Report::default());
-        let (content, context) = (request.content.clone(), Context::new(request, cancelled.clone(), reports));
+        let context = Context::new(&job.request, cancelled.clone(), reports, claim.cloned());
+        let (function, content) = (Arc::clone(function), job.request.content.clone());
         // A task of its own, so that a panic is this operation's failure and nothing else's.
         let mut task = self.0.jobs.spawn(async move { function(content, context).await });
-        let mut ended = tokio::select! {
-            joined = &mut task => Some(joined),
-            () = sleep_until_or_forever(until) => None,
-            () = cancelled.cancelled() => None,
-            () = self.report(request, newest) => None,
+        let cut = tokio::select! {
+            joined = &mut task => return ended(&job.request, joined),
+            () = job.canceled.cancelled() => Ended::Canceled,
+            () = self.0.stop.cancelled() => Ended::Stopped,
+            () = sleep_until_or_forever(job.request.expiration.map(|left| job.received + left)) => Ended::Deadline,
+            () = self.report(job, newest, claim) => Ended::Stopped,
         };
-        let in_time = ended.is_some();
-        if !in_time {
-            cancelled.cancel();
-            ended = tokio::time::timeout(CANCEL_GRACE, &mut task).await.ok();
-            task.abort();
-        }
-        match ended {
-            Some(Ok(Ok(content))) => Ok(Ok(content)),
-            _ if self.0.stop.is_cancelled() => Err(NoReply::GiveBack),
-            Some(Ok(Err(failure))) if in_time => Ok(Err(failure)),
-            Some(Err(error)) => {
-                tracing::error!(kind = request.kind, correlation_id = request.correlation_id, %error, "handler failed");
-                Ok(Err(Failure::Permanent(panicked())))
-            }
-            _ => Ok(Err(Failure::Permanent(Problem::deadline_exceeded()))),
+        cancelled.cancel();
+        let last = tokio::time::timeout(CANCEL_GRACE, &mut task).await;
+        task.abort();
+        match (cut, last) {
+            // What was canceled for certain is not a success, whatever the handler says.
+            (Ended::Canceled, _) => Ended::Canceled,
+            (_, Ok(Ok(Ok(content)))) => Ended::Handled(Ok(content)),
+            (Ended::Deadline, Ok(Err(error))) => ended(&job.request, Err(error)),
+            (cut, _) => cut,
         }
     }
 
-    /// Sends what the handler says of itself, and signs of life while it says nothing. Never returns.
-    async fn report(&self, request: &Request, mut newest: watch::Receiver<Report>) {
-        let mut sequence = 0;
-        let pace = &self.0.config.progress;
+    /// Sends what the handler says of itself, and signs of life while it says nothing. When the delivery has been
+    /// held for `ack_hold`, it is acknowledged, and signs of life extend a lease from then on. Never returns.
+    async fn report(&self, job: &Job, mut newest: watch::Receiver<Report>, claim: Option<&Claim>) {
+        let (config, mut sequence) = (&self.0.config, 0);
+        // Who asks without being a requestor would not ask again, so that delivery is held to the end.
+        let mut hold_until = job.is_ours().then(|| job.received + config.ack_hold);
+        let mut leased = false;
         tokio::time::sleep(FIRST_REPORT_AFTER).await;
         loop {
-            let Report { percent, message } = newest.borrow_and_update().clone();
+            let report = newest.borrow_and_update().clone();
+            if hold_until.is_some_and(|until| until <= Instant::now()) {
+                (hold_until, leased) = (None, true);
+                self.acknowledge_early(job, &report).await;
+            }
             sequence = Timestamp::now().as_microsecond().max(sequence + 1);
-            let (step, attempt) = (request.step, request.attempt);
-            let progress = Progress { step, attempt, sequence, percent, message, lease: None };
-            if let Ok(Some(message)) = request.progress_message(&progress) {
+            if let Some(message) = progress(&job.request, sequence, report, leased.then_some(config.lease)) {
                 self.0.publisher.hint(message);
             }
-            let (earliest, latest) = (Instant::now() + pace.interval, Instant::now() + pace.heartbeat);
+            if leased
+                && let Some(claim) = claim
+                && let Err(error) = claim.renew(config.lease).await
+            {
+                tracing::warn!(%error, "the ledger cannot be written yet");
+            }
+            let earliest = Instant::now() + config.progress.interval;
+            let latest = Instant::now() + config.progress.heartbeat;
+            let latest = hold_until.map_or(latest, |until| until.max(earliest).min(latest));
             // An error means that the handler has dropped its context; then only signs of life are left.
             if let Ok(Err(_)) = tokio::time::timeout_at(latest, newest.changed()).await {
                 tokio::time::sleep_until(latest).await;
@@ -102,40 +95,54 @@ impl Worker {
         }
     }
 
-    /// Runs a transactional handler, or answers from the ledger what it did before. A ledger that cannot be written
-    /// now holds this request's slot, so that no more requests are taken than it will be able to record.
-    async fn run_in_ledger(&self, request: &Request, function: &Arc<TransactionalFn>) -> Result<Handled, NoReply> {
-        let (Some(ledger), Some(identity)) = (&self.0.ledger, request.identity()) else {
-            return Ok(Err(Failure::invalid("", "a request with an effect needs a correlation_id")));
-        };
-        loop {
-            let (kind, content) = (request.kind.clone(), request.content.clone());
-            let outcome = match ledger.execute(identity.clone(), kind, content, Arc::clone(function)).await {
-                Ok(Executed::Now(outcome)) => outcome,
-                Ok(Executed::Before(outcome)) => {
-                    metrics::counter!("arr_repeats_total", "kind" => request.kind.clone()).increment(1);
-                    outcome
-                }
-                Ok(Executed::NotNow(problem)) => return Ok(Err(Failure::Transient(problem))),
-                Err(error) => {
-                    tracing::warn!(%error, "the ledger cannot be written yet");
-                    tokio::select! {
-                        () = tokio::time::sleep(LEDGER_RETRY) => continue,
-                        () = self.0.stop.cancelled() => return Err(NoReply::GiveBack),
-                    }
-                }
-            };
-            return Ok(match outcome {
-                Outcome::Succeeded(content) => Ok(content),
-                Outcome::Failed(problem) => Err(Failure::Permanent(problem)),
-            });
+    /// Tells the requestor that there is a lease, and then acknowledges: long before the broker would take the
+    /// delivery from a provider that it believes to hang.
+    async fn acknowledge_early(&self, job: &Job, report: &Report) {
+        let sequence = Timestamp::now().as_microsecond();
+        if let Some(message) = progress(&job.request, sequence, report.clone(), Some(self.0.config.lease)) {
+            let _ = self.0.publisher.publish(message).await;
+        }
+        let Some(identity) = &job.identity else { return };
+        if let Some(lane) = self.0.lanes.get(&job.request.kind) {
+            lane.leased.send_modify(|leased| *leased += 1);
+        }
+        if let Some(acker) = self.0.running.lease(identity)
+            && let Err(error) = amqp::settle(&acker, Settle::Ack).await
+        {
+            tracing::debug!(%error, "not acknowledged early; the delivery will join");
+        }
+        shared::crash::point("provider.acked-early");
+    }
+
+    /// A job that holds no delivery any more is asked for again at once.
+    pub(super) async fn end_lease(&self, request: &Request) {
+        let sequence = Timestamp::now().as_microsecond();
+        let report = Report { percent: None, message: Some("the provider stops".into()) };
+        if let Some(message) = progress(request, sequence, report, Some(Duration::ZERO)) {
+            let _ = self.0.publisher.publish(message).await;
         }
     }
 }
 
-/// Whether the requestor has given the request up. Its clock decides, so that a clock that differs does no harm.
-fn is_overdue(request: &Request) -> bool {
-    request.deadline.is_some_and(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_TOLERANCE)
+fn progress(
+    request: &Request,
+    sequence: i64,
+    report: Report,
+    lease: Option<Duration>,
+) -> Option<shared::message::Message> {
+    let (step, attempt) = (request.step, request.attempt);
+    let progress = Progress { step, attempt, sequence, percent: report.percent, message: report.message, lease };
+    request.progress_message(&progress).ok().flatten()
+}
+
+fn ended(request: &Request, joined: Result<Result<Content, Failure>, JoinError>) -> Ended {
+    match joined {
+        Ok(result) => Ended::Handled(result),
+        Err(error) => {
+            tracing::error!(kind = request.kind, correlation_id = request.correlation_id, %error, "handler failed");
+            Ended::Panicked
+        }
+    }
 }
 
 async fn sleep_until_or_forever(until: Option<Instant>) {

@@ -1,35 +1,38 @@
 //! Service Activator: takes deliveries, runs handlers, and settles a request only after its reply is confirmed.
 
+mod control;
+mod effects;
 mod execution;
 mod replies;
+mod running;
 
 use crate::config::Config;
 use crate::handler::Handler;
 use crate::ledger::Ledger;
 use futures_util::StreamExt;
-use lapin::Acker;
 use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
+use lapin::{Acker, Consumer};
+use running::{Canceled, Joined, Running};
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
     Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number, return_address, step_of,
 };
 use shared::problem::Problem;
 use shared::topology;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long giving back what still runs may take at the end of a drain.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Redeliveries after lost connections that a running job holds on to; at six the broker gives the request up.
-const JOINED_DELIVERIES_MAX: i64 = 3;
 
-/// Runs requests. Outlives sessions: a job goes on while the broker is away.
+/// Runs requests. Outlives sessions: a job goes on while the broker is away, and when the broker takes its delivery
+/// away because it was held for too long.
 #[derive(Clone, Debug)]
 pub(crate) struct Worker(Arc<Inner>);
 
@@ -37,15 +40,25 @@ pub(crate) struct Worker(Arc<Inner>);
 struct Inner {
     config: Config,
     handlers: BTreeMap<String, Handler>,
-    slots: BTreeMap<String, Arc<Semaphore>>,
+    lanes: BTreeMap<String, Lane>,
     ledger: Option<Ledger>,
     publisher: Publisher,
     jobs: TaskTracker,
+    /// Cancelled when no more requests are to be taken.
+    shutdown: CancellationToken,
     /// Cancelled when what still runs must stop.
     stop: CancellationToken,
-    /// What runs now, by identity, with the delivery to settle at its end. The broker delivers a request again when
-    /// the connection is lost or the requestor sends it again; that delivery then joins the running job.
-    running: Mutex<HashMap<String, Option<Acker>>>,
+    running: Running,
+    canceled: Canceled,
+}
+
+/// The slots of one kind.
+#[derive(Debug)]
+struct Lane {
+    slots: Arc<Semaphore>,
+    /// How many of them are taken by jobs that have acknowledged their delivery early, so that the broker would send
+    /// another in its place.
+    leased: watch::Sender<usize>,
 }
 
 /// A request that is being carried out.
@@ -55,15 +68,25 @@ struct Job {
     /// The delivery, unless it is in the table of what runs.
     acker: Option<Acker>,
     received: Instant,
-    _slot: OwnedSemaphorePermit,
+    /// Cancelled when it is certain that the request will have no effect.
+    canceled: CancellationToken,
+}
+
+impl Job {
+    /// Whether a requestor asks, who sends the request again if this provider dies.
+    fn is_ours(&self) -> bool {
+        self.request.operation.is_some() && matches!(self.request.reply_to, Some(ReturnAddress::Group(_)))
+    }
 }
 
 /// Why a request ends without a reply.
 enum NoReply {
-    /// It must be delivered again, since the provider stops.
+    /// It must be delivered again, since the provider stops or has no slot for it.
     GiveBack,
     /// The reply could not be published.
     Unpublished,
+    /// Another execution has taken over.
+    Superseded,
 }
 
 impl Worker {
@@ -72,20 +95,17 @@ impl Worker {
         handlers: BTreeMap<String, Handler>,
         ledger: Option<Ledger>,
         publisher: Publisher,
+        shutdown: CancellationToken,
     ) -> Self {
         let slots = config.effective_concurrency();
-        let slots = handlers.keys().map(|kind| (kind.clone(), Arc::new(Semaphore::new(slots)))).collect();
-        let (jobs, stop, running) = (TaskTracker::new(), CancellationToken::new(), Mutex::default());
-        Self(Arc::new(Inner { config, handlers, slots, ledger, publisher, jobs, stop, running }))
+        let lane = || Lane { slots: Arc::new(Semaphore::new(slots)), leased: watch::Sender::new(0) };
+        let lanes = handlers.keys().map(|kind| (kind.clone(), lane())).collect();
+        let (jobs, stop, running, canceled) = Default::default();
+        Self(Arc::new(Inner { config, handlers, lanes, ledger, publisher, jobs, shutdown, stop, running, canceled }))
     }
 
-    /// Serves one session until it fails, or until `shutdown` and the end of what was under way.
-    pub(crate) async fn serve(
-        &self,
-        session: &Session,
-        queue: &mut PublishQueue,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    /// Serves one session until it fails, or until the shutdown and the end of what was under way.
+    pub(crate) async fn serve(&self, session: &Session, queue: &mut PublishQueue) -> anyhow::Result<()> {
         let kinds: Vec<_> = self.0.handlers.keys().cloned().collect();
         let channel = session.consume_channel().await?;
         // New for each session: the broker may still hold the queue of one that it has not noticed to be over.
@@ -94,43 +114,69 @@ impl Worker {
         amqp::call("declaring", topology::declare_for_provider(&channel, group, &instance, &kinds)).await?;
         session.ready();
         tracing::info!(kinds = kinds.join(","), "serving");
+        let (shared, own) = (topology::control_queue(group), topology::instance_queue(group, &instance));
         let work = async {
-            futures_util::future::try_join_all(kinds.iter().map(|kind| self.consume(session, kind, shutdown))).await?;
+            self.catch_up(session).await?;
+            futures_util::future::try_join_all(
+                self.0.lanes.iter().map(|(kind, lane)| self.consume(session, kind, lane)),
+            )
+            .await?;
             self.drain().await;
             anyhow::Ok(())
         };
         tokio::select! {
             result = session.publish_from(queue) => result,
             result = work => result,
+            result = self.control(session, &shared, true) => result,
+            result = self.control(session, &own, false) => result,
         }
     }
 
-    /// Takes requests of `kind` until `shutdown`; what was prefetched and not begun goes back to the queue.
-    async fn consume(&self, session: &Session, kind: &str, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    /// Takes requests of `kind` until the shutdown, as many at a time as there are slots.
+    async fn consume(&self, session: &Session, kind: &str, lane: &Lane) -> anyhow::Result<()> {
         let channel = session.consume_channel().await?;
-        let queue = topology::request_queue(kind);
-        let prefetch = u16::try_from(self.0.config.effective_concurrency()).unwrap_or(u16::MAX);
-        let mut deliveries = amqp::consume(&channel, &queue, prefetch).await?;
-        loop {
-            let delivery = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                delivery = deliveries.next() => delivery,
-            };
-            match delivery {
-                Some(delivery) => self.accept(kind, delivery?, shutdown).await?,
-                None => anyhow::bail!("the consumer of {queue} was cancelled"),
+        let (queue, mut leased) = (topology::request_queue(kind), lane.leased.subscribe());
+        while !self.0.shutdown.is_cancelled() {
+            let free = self.0.config.effective_concurrency().saturating_sub(*leased.borrow_and_update());
+            if free == 0 {
+                let _ = self.0.shutdown.run_until_cancelled(leased.changed()).await;
+                continue;
             }
-        }
-        amqp::call("basic.cancel", channel.basic_cancel(deliveries.tag(), BasicCancelOptions::default())).await?;
-        while let Some(delivery) = deliveries.next().await {
-            amqp::settle(&delivery?.acker, Settle::Requeue).await?;
+            let mut deliveries = amqp::consume(&channel, &queue, u16::try_from(free).unwrap_or(u16::MAX)).await?;
+            self.take(kind, &mut deliveries, &mut leased).await?;
+            let options = BasicCancelOptions::default();
+            amqp::call("basic.cancel", channel.basic_cancel(deliveries.tag(), options)).await?;
+            // What was prefetched and not begun goes back to the queue.
+            while let Some(delivery) = deliveries.next().await {
+                amqp::settle(&delivery?.acker, Settle::Requeue).await?;
+            }
         }
         Ok(())
     }
 
+    /// Begins what is delivered, until the shutdown or until there are more or fewer slots.
+    async fn take(
+        &self,
+        kind: &str,
+        deliveries: &mut Consumer,
+        leased: &mut watch::Receiver<usize>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = self.0.shutdown.cancelled() => return Ok(()),
+                _ = leased.changed() => return Ok(()),
+                delivery = deliveries.next() => delivery,
+            };
+            match delivery {
+                Some(delivery) => self.accept(kind, delivery?).await?,
+                None => anyhow::bail!("the consumer of {} was cancelled", topology::request_queue(kind)),
+            }
+        }
+    }
+
     /// Begins one request, joins it to the job that runs it already, or answers what is no request.
-    async fn accept(&self, kind: &str, mut delivery: Delivery, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    async fn accept(&self, kind: &str, mut delivery: Delivery) -> anyhow::Result<()> {
         let received = Instant::now();
         let deliveries = header_number(&delivery.properties, "x-delivery-count").unwrap_or_default();
         let request = Request::from_delivery(kind, &mut delivery).and_then(|request| self.answerable(request));
@@ -138,39 +184,23 @@ impl Worker {
             Ok(request) => request,
             Err(error) => return self.refuse(kind, delivery, error).await,
         };
-        let identity = request.identity();
-        if let Some(identity) = &identity
-            && let Some(superfluous) = self.join(identity, &delivery.acker, deliveries)
-        {
-            metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
-            return match superfluous {
-                true => amqp::settle(&delivery.acker, Settle::Ack).await,
-                false => Ok(()),
-            };
-        }
-        let slots = self.0.slots.get(kind).map(Arc::clone).ok_or_else(|| anyhow::anyhow!("no handler for {kind}"))?;
-        let Some(slot) = shutdown.run_until_cancelled(slots.acquire_owned()).await else {
-            return amqp::settle(&delivery.acker, Settle::Requeue).await;
+        let (identity, mut acker) = (request.identity(), Some(delivery.acker));
+        let joined = identity.as_ref().zip(acker.take_if(|_| identity.is_some()));
+        let joined = joined.map(|(identity, acker)| self.0.running.join(identity, acker, request.attempt, deliveries));
+        let canceled = match joined {
+            None => CancellationToken::new(),
+            Some(Joined::No(canceled)) => canceled,
+            Some(Joined::Held) => {
+                metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
+                return Ok(());
+            }
+            Some(Joined::Superfluous(acker)) => {
+                metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
+                return amqp::settle(&acker, Settle::Ack).await;
+            }
         };
-        let mut acker = Some(delivery.acker);
-        if let Some(identity) = &identity {
-            self.running().insert(identity.clone(), acker.take());
-        }
-        self.0.jobs.spawn(self.clone().work(Job { request, identity, acker, received, _slot: slot? }));
+        self.0.jobs.spawn(self.clone().work(Job { request, identity, acker, received, canceled }));
         Ok(())
-    }
-
-    /// Joins a delivery to the job that runs its request; none if there is no such job. Returns whether the delivery
-    /// is superfluous: a copy of one that is still held, or one that was lost so often that it would soon be taken
-    /// for a request that kills its providers. The requestor sends that one again if this process dies too.
-    fn join(&self, identity: &str, acker: &Acker, deliveries: i64) -> Option<bool> {
-        let mut running = self.running();
-        let held = running.get_mut(identity)?;
-        let superfluous = held.as_ref().is_some_and(Acker::usable) || deliveries >= JOINED_DELIVERIES_MAX;
-        if !superfluous {
-            *held = Some(acker.clone());
-        }
-        Some(superfluous)
     }
 
     /// A request that nobody could be answered is not carried out.
@@ -212,17 +242,41 @@ impl Worker {
 
     /// Carries a request out, replies, and only then settles it.
     async fn work(self, job: Job) {
-        let result = match self.execute(&job).await {
-            Ok(reply) => self.reply(&job.request, reply).await,
+        shared::crash::point("provider.received");
+        let result = match self.slot(&job).await {
+            Ok(_slot) => match self.execute(&job).await {
+                Ok(reply) => self.reply(&job.request, reply).await,
+                Err(no_reply) => Err(no_reply),
+            },
             Err(no_reply) => Err(no_reply),
         };
-        let joined = job.identity.as_ref().and_then(|identity| self.running().remove(identity).flatten());
+        let held = job.identity.as_ref().and_then(|identity| self.0.running.remove(identity));
+        let another = held.as_ref().is_some_and(|held| held.attempt > job.request.attempt);
         let how = match result {
-            Ok(()) => Settle::Ack,
-            Err(NoReply::GiveBack) => Settle::Requeue,
+            Ok(()) | Err(NoReply::Superseded) if !another => Settle::Ack,
+            Ok(()) | Err(NoReply::GiveBack | NoReply::Superseded) => Settle::Requeue,
             Err(NoReply::Unpublished) => Settle::Reject,
         };
-        self.settle(job.acker.or(joined), how).await;
+        if held.as_ref().is_some_and(|held| held.leased) {
+            if matches!(result, Err(NoReply::GiveBack | NoReply::Unpublished)) {
+                self.end_lease(&job.request).await;
+            }
+            if let Some(lane) = self.0.lanes.get(&job.request.kind) {
+                lane.leased.send_modify(|leased| *leased -= 1);
+            }
+        }
+        self.settle(job.acker.or(held.and_then(|held| held.acker)), how).await;
+    }
+
+    /// Waits for a slot, though not for longer than a delivery may be held.
+    async fn slot(&self, job: &Job) -> Result<OwnedSemaphorePermit, NoReply> {
+        let Some(lane) = self.0.lanes.get(&job.request.kind) else { return Err(NoReply::GiveBack) };
+        tokio::select! {
+            biased;
+            permit = Arc::clone(&lane.slots).acquire_owned() => permit.map_err(|_| NoReply::GiveBack),
+            () = self.0.shutdown.cancelled() => Err(NoReply::GiveBack),
+            () = tokio::time::sleep_until(job.received + self.0.config.ack_hold) => Err(NoReply::GiveBack),
+        }
     }
 
     /// A delivery of a session that is over cannot be settled and comes again.
@@ -238,13 +292,9 @@ impl Worker {
     async fn drain(&self) {
         self.0.jobs.close();
         if tokio::time::timeout(self.0.config.drain, self.0.jobs.wait()).await.is_err() {
-            tracing::warn!(requests = self.running().len(), "still running; giving back");
+            tracing::warn!(requests = self.0.running.len(), "still running; giving back");
             self.0.stop.cancel();
             let _ = tokio::time::timeout(GIVE_BACK_TIMEOUT, self.0.jobs.wait()).await;
         }
-    }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<String, Option<Acker>>> {
-        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

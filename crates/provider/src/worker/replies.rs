@@ -17,7 +17,11 @@ impl Worker {
     pub(super) async fn reply(&self, request: &Request, reply: Reply) -> Result<(), NoReply> {
         let Some(address) = &request.reply_to else { return Ok(()) };
         match answer(address, &request.correlation_id, &self.fitting(reply)) {
-            Ok(message) => self.publish_reply(message, address).await,
+            Ok(message) => {
+                self.publish_reply(message, address).await?;
+                shared::crash::point("provider.replied");
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!(%error, "no reply can be made");
                 Ok(())
@@ -26,7 +30,7 @@ impl Worker {
     }
 
     /// A result that no message can carry becomes a failure that says so.
-    fn fitting(&self, reply: Reply) -> Reply {
+    pub(super) fn fitting(&self, reply: Reply) -> Reply {
         let limit = self.0.config.broker.message_bytes_max;
         match &reply.outcome {
             Outcome::Succeeded(content) if content.body.len() > limit => {

@@ -4,6 +4,7 @@
 //! with.
 
 pub mod order;
+pub mod payment;
 pub mod risk;
 
 use serde_json::Value;
@@ -17,6 +18,7 @@ pub fn built_in() -> Vec<(&'static str, Value)> {
     vec![
         (ECHO, Value::Bool(true)),
         (order::KIND, schemars::schema_for!(order::Order).to_value()),
+        (payment::KIND, schemars::schema_for!(payment::Charge).to_value()),
         (risk::KIND, schemars::schema_for!(risk::RiskRequest).to_value()),
     ]
 }

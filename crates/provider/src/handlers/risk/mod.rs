@@ -9,7 +9,6 @@ mod tests;
 use crate::context::Context;
 use crate::handler::Failure;
 use model::RiskError;
-use shared::problem::Problem;
 use shared::schema::risk::{RiskReport, RiskRequest};
 use tokio::sync::Semaphore;
 
@@ -28,9 +27,7 @@ pub(crate) async fn analyze(request: RiskRequest, context: Context) -> Result<Ri
         Ok(Ok(report)) => Ok(report),
         Ok(Err(RiskError::Invalid { pointer, detail })) => Err(Failure::invalid(&pointer, detail)),
         // Nobody waits for this any more, or the provider stops and the request will be delivered again.
-        Ok(Err(RiskError::Stopped)) => {
-            Err(Failure::Transient(Problem::new("stopped", 503, "Stopped", "the analysis was stopped before its end")))
-        }
+        Ok(Err(RiskError::Stopped)) => Err(Failure::stopped("the analysis was stopped before its end")),
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
