@@ -115,19 +115,23 @@ impl Worker {
         session.ready();
         tracing::info!(kinds = kinds.join(","), "serving");
         let (shared, own) = (topology::control_queue(group), topology::instance_queue(group, &instance));
-        let work = async {
-            self.catch_up(session).await?;
-            futures_util::future::try_join_all(
-                self.0.lanes.iter().map(|(kind, lane)| self.consume(session, kind, lane)),
-            )
-            .await?;
+        let requests = async {
+            let lanes = self.0.lanes.iter().map(|(kind, lane)| self.consume(session, kind, lane));
+            futures_util::future::try_join_all(lanes).await?;
             self.drain().await;
             anyhow::Ok(())
+        };
+        let work = async {
+            // Before anything is begun and before the queue has a consumer, which would take what waits there.
+            self.catch_up(session).await?;
+            tokio::select! {
+                result = requests => result,
+                result = self.control(session, &shared, true) => result,
+            }
         };
         tokio::select! {
             result = session.publish_from(queue) => result,
             result = work => result,
-            result = self.control(session, &shared, true) => result,
             result = self.control(session, &own, false) => result,
         }
     }
