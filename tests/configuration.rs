@@ -22,6 +22,9 @@ fn bad_keys_urls_and_addresses_are_refused_with_exit_code_2() {
         ("provider", "PROVIDER_KINDS", "echo,nope", "nope"),
         ("provider", "PROVIDER_HTTP__LISTEN", "192.0.2.1:80", "http.listen"),
         ("provider", "PROVIDER_CONCURENCY", "3", "concurency"),
+        ("provider", "PROVIDER_LEASE", "37s", "progress.heartbeat"),
+        ("provider", "PROVIDER_ACK_HOLD", "29m", "ack_timeout"),
+        ("provider", "PROVIDER_LEDGER__RETENTION", "24h", "ledger.retention"),
         ("provider", "PROVIDER_BROKER__URL_FILE", "/does/not/exist", "PROVIDER_BROKER__URL_FILE"),
     ] {
         let output = run(name, variable, value);
