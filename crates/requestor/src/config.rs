@@ -14,6 +14,9 @@ use std::time::Duration;
 /// `config/requestor.toml`: every key, its default and its reason.
 pub const DEFAULTS: &str = include_str!("../../../config/requestor.toml");
 
+/// Steps of a pipeline at most: they are stored with each operation.
+const STEPS_MAX: usize = 32;
+
 /// The requestor's configuration. What each key means is written in [`DEFAULTS`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,7 +29,10 @@ pub struct Config {
     pub operations: OperationsConfig,
     pub retries: Retries,
     pub redrive: RedriveConfig,
+    pub cancel: CancelConfig,
     pub kinds: BTreeMap<String, KindConfig>,
+    #[serde(default)]
+    pub pipelines: BTreeMap<String, PipelineConfig>,
     pub log: LogConfig,
 }
 
@@ -67,6 +73,9 @@ pub struct OperationsConfig {
     pub timeout_max: Duration,
     #[serde(with = "duration")]
     pub retention: Duration,
+    #[serde(with = "duration")]
+    pub retry_window: Duration,
+    pub events_max: u32,
 }
 
 /// The section `[redrive]`.
@@ -86,6 +95,17 @@ pub struct RedriveConfig {
     pub unroutable_max: Duration,
 }
 
+/// The section `[cancel]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct CancelConfig {
+    #[serde(with = "duration")]
+    pub resend: Duration,
+    #[serde(with = "duration")]
+    pub resend_max: Duration,
+}
+
 /// One of the sections `[kinds.…]`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,7 +116,19 @@ pub struct KindConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<PathBuf>,
+}
+
+/// One of the sections `[pipelines.…]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct PipelineConfig {
+    pub steps: Vec<String>,
+    #[serde(default, with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
 }
 
 mod optional_duration {
@@ -131,11 +163,20 @@ impl Config {
     /// What decides how operations change.
     #[must_use]
     pub fn rules(&self) -> RulesByKind {
-        let (retention, quiet) = (self.operations.retention, self.redrive.quiet);
-        let default = Rules { retention, quiet, retries: self.retries, jitter: 1.0 };
+        let default = Rules {
+            retries: self.retries,
+            fallback: None,
+            jitter: 1.0,
+            retention: self.operations.retention,
+            quiet: self.redrive.quiet,
+            retry_window: self.operations.retry_window,
+            cancel_resend: self.cancel.resend,
+            events_max: self.operations.events_max,
+        };
         let of_kind = |settings: &KindConfig| {
             let attempts = settings.attempts.unwrap_or(self.retries.attempts);
-            Rules { retries: Retries { attempts, ..self.retries }, ..default }
+            let (retries, fallback) = (Retries { attempts, ..self.retries }, settings.fallback.clone());
+            Rules { retries, fallback, ..default.clone() }
         };
         let kinds = self.kinds.iter().map(|(kind, settings)| (kind.clone(), of_kind(settings))).collect();
         RulesByKind { default, kinds }
@@ -158,10 +199,61 @@ impl Config {
             let attempts = settings.attempts.unwrap_or(self.retries.attempts);
             anyhow::ensure!(attempts > 0, "retries.attempts and kinds.{kind}.attempts must be at least 1");
             anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
+            self.validate_fallbacks(kind)?;
         }
+        for (name, pipeline) in &self.pipelines {
+            self.validate_pipeline(name, pipeline)?;
+        }
+        anyhow::ensure!(
+            operations.retention >= operations.retry_window,
+            "operations.retention must be at least operations.retry_window, or what may be retried would be forgotten"
+        );
+        anyhow::ensure!(self.retries.pause <= self.retries.pause_max, "retries.pause is above retries.pause_max");
+        anyhow::ensure!(self.cancel.resend <= self.cancel.resend_max, "cancel.resend is above cancel.resend_max");
+        anyhow::ensure!(!self.cancel.resend.is_zero(), "cancel.resend must be more than 0");
         anyhow::ensure!(
             self.redrive.waiting <= self.redrive.waiting_max,
             "redrive.waiting is above redrive.waiting_max"
+        );
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Follows the fallbacks of `kind` to their end.
+    fn validate_fallbacks(&self, kind: &str) -> anyhow::Result<()> {
+        let mut seen = vec![kind];
+        while let Some(fallback) = seen.last().and_then(|last| self.kinds.get(*last)?.fallback.as_deref()) {
+            anyhow::ensure!(
+                !seen.contains(&fallback),
+                "kinds.{kind}.fallback leads in a circle: {fallback} comes again"
+            );
+            anyhow::ensure!(
+                self.kinds.contains_key(fallback),
+                "kinds.{kind}.fallback leads to {fallback:?}, which is not one of the kinds"
+            );
+            seen.push(fallback);
+        }
+        Ok(())
+    }
+
+    fn validate_pipeline(&self, name: &str, pipeline: &PipelineConfig) -> anyhow::Result<()> {
+        anyhow::ensure!(topology::is_kind(name), "pipelines.{name:?}: use a-z, 0-9, dots, hyphens, underscores");
+        anyhow::ensure!(!self.kinds.contains_key(name), "pipelines.{name}: there is a kind of this name");
+        anyhow::ensure!(
+            matches!(pipeline.steps.len(), 1..=STEPS_MAX),
+            "pipelines.{name}.steps: name 1 to {STEPS_MAX} kinds"
+        );
+        for step in &pipeline.steps {
+            anyhow::ensure!(
+                self.kinds.contains_key(step),
+                "pipelines.{name}.steps: {step:?} is not one of the kinds (a pipeline cannot be a step)"
+            );
+        }
+        let timeout = pipeline.timeout.unwrap_or(self.operations.timeout);
+        anyhow::ensure!(
+            timeout <= self.operations.timeout_max,
+            "pipelines.{name}.timeout is above operations.timeout_max"
         );
         Ok(())
     }
@@ -196,6 +288,36 @@ mod tests {
         let config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
         config.validate().unwrap();
         assert_eq!(config.kinds["order.place"].timeout, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn fallbacks_and_pipelines_must_lead_somewhere() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        let pipeline =
+            |steps: &[&str]| PipelineConfig { steps: steps.iter().map(|&s| s.into()).collect(), timeout: None };
+        let fall_back = |config: &mut Config, from: &str, to: &str| {
+            config.kinds.get_mut(from).unwrap().fallback = Some(to.into());
+        };
+        let circle = refused(|config| {
+            config.kinds.get_mut("echo").unwrap().fallback = Some("risk.analyze".into());
+            config.kinds.get_mut("risk.analyze").unwrap().fallback = Some("echo".into());
+        });
+        assert!(circle.contains("circle"), "{circle}");
+        let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
+        fall_back(&mut config, "echo", "nope");
+        assert!(config.validate().unwrap_err().to_string().contains("kinds.echo.fallback"));
+        for (steps, hint) in [(&[][..], "1 to 32"), (&["nope"], "nope"), (&["twice"], "cannot be a step")] {
+            let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
+            config.pipelines.insert("twice".into(), pipeline(steps));
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains("pipelines.twice.steps") && error.contains(hint), "{error}");
+        }
+        let forgotten = refused(|config| config.operations.retry_window = config.operations.retention * 2);
+        assert!(forgotten.contains("retry_window"), "{forgotten}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 use shared::problem::Problem;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Violations that are told at most; a body of many small mistakes must not make a large answer.
@@ -20,7 +21,10 @@ pub(crate) struct Kinds(BTreeMap<String, Kind>);
 pub(crate) struct Kind {
     /// How long an operation of this kind may take unless the caller says otherwise.
     pub timeout: Duration,
-    validator: Option<Validator>,
+    /// The kinds of its steps, if it is a pipeline.
+    pub steps: Vec<String>,
+    /// Of its first step, if it is a pipeline.
+    validator: Option<Arc<Validator>>,
 }
 
 impl Kinds {
@@ -38,9 +42,16 @@ impl Kinds {
             };
             let validator = schema
                 .map(|schema| jsonschema::validator_for(&schema).map_err(|e| anyhow::anyhow!("schema of {name}: {e}")))
-                .transpose()?;
+                .transpose()?
+                .map(Arc::new);
             let timeout = settings.timeout.unwrap_or(config.operations.timeout);
-            kinds.insert(name.clone(), Kind { timeout, validator });
+            kinds.insert(name.clone(), Kind { timeout, steps: Vec::new(), validator });
+        }
+        for (name, pipeline) in &config.pipelines {
+            let first = pipeline.steps.first().and_then(|first| kinds.get(first));
+            let validator = first.and_then(|kind: &Kind| kind.validator.clone());
+            let timeout = pipeline.timeout.unwrap_or(config.operations.timeout);
+            kinds.insert(name.clone(), Kind { timeout, steps: pipeline.steps.clone(), validator });
         }
         Ok(Self(kinds))
     }

@@ -56,8 +56,10 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         http_ended.cancel();
         served
     };
-    let background =
-        async { tokio::join!(gateway.run(&config, queues, &http_ended), sweeper::run(&store, &gateway, &http_ended)) };
+    let background = async {
+        let sweeper = sweeper::run(&store, &gateway, &config.cancel, &http_ended);
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
+    };
     tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,
         () = store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),

@@ -1,11 +1,13 @@
 //! What happens because time has passed: requests are sent again, operations given up, old ones forgotten.
 
+use crate::config::CancelConfig;
 use crate::gateway::Gateway;
 use crate::operation::Event;
 use crate::store::{Store, StoreError};
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use shared::amqp::Status;
+use shared::crash;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +17,7 @@ const EVERY: Duration = Duration::from_millis(250);
 const BATCH: usize = 256;
 
 /// Sweeps until `shutdown`.
-pub(crate) async fn run(store: &Store, gateway: &Gateway, shutdown: &CancellationToken) {
+pub(crate) async fn run(store: &Store, gateway: &Gateway, cancel: &CancelConfig, shutdown: &CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -23,18 +25,21 @@ pub(crate) async fn run(store: &Store, gateway: &Gateway, shutdown: &Cancellatio
             _ = tick.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep(store, gateway)).await {
+        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep(store, gateway, cancel)).await {
             tracing::warn!(%error, "cannot sweep now");
         }
     }
 }
 
 /// A batch of each, so that none waits long for the others.
-async fn sweep(store: &Store, gateway: &Gateway) -> Result<(), StoreError> {
+async fn sweep(store: &Store, gateway: &Gateway, cancel: &CancelConfig) -> Result<(), StoreError> {
     let now = Timestamp::now();
     give_up(store, gateway, now).await?;
     if gateway.broker() == Status::Connected {
         send(store, gateway, now).await?;
+        for operation in store.to_cancel(now, BATCH, (cancel.resend, cancel.resend_max)).await? {
+            gateway.cancel(&operation);
+        }
     }
     store.purge(now, BATCH).await?;
     Ok(())
@@ -60,6 +65,7 @@ async fn send(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(), St
         if !gateway.dispatch(&operation, content, now) {
             break;
         }
+        crash::point("requestor.swept");
     }
     Ok(())
 }

@@ -9,6 +9,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take, beyond what was asked to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Events that are fetched at a time.
+const EVENTS_A_PAGE: &str = "200";
+
 /// A caller of the requestor's HTTP interface.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -48,6 +51,35 @@ impl Client {
     pub(super) async fn result(&self, id: &str) -> anyhow::Result<(HeaderMap, Vec<u8>)> {
         let response = self.send(self.http.get(self.url(&["v1", "operations", id, "result"])?)).await?;
         Ok((response.headers().clone(), response.bytes().await?.to_vec()))
+    }
+
+    /// Asks for an operation to be canceled, and returns it.
+    pub(super) async fn cancel(&self, id: &str) -> anyhow::Result<Value> {
+        self.json(self.http.post(self.url(&["v1", "operations", id, "cancel"])?)).await
+    }
+
+    /// Asks for another attempt of a failed operation, and returns it.
+    pub(super) async fn retry(&self, id: &str, timeout: Option<&str>) -> anyhow::Result<Value> {
+        let mut request = self.http.post(self.url(&["v1", "operations", id, "retry"])?);
+        if let Some(timeout) = timeout {
+            request = request.header("operation-timeout", timeout);
+        }
+        self.json(request).await
+    }
+
+    /// All that the event log of an operation holds.
+    pub(super) async fn events(&self, id: &str) -> anyhow::Result<Vec<Value>> {
+        let mut all: Vec<Value> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |last| last["number"].as_u64().unwrap_or_default());
+            let mut url = self.url(&["v1", "operations", id, "events"])?;
+            url.query_pairs_mut().append_pair("after", &after.to_string()).append_pair("pageSize", EVENTS_A_PAGE);
+            let mut page = self.json(self.http.get(url)).await?;
+            match page["events"].as_array_mut() {
+                Some(events) if !events.is_empty() => all.append(events),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// A page of operations.

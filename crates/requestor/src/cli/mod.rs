@@ -64,6 +64,30 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Ask for an operation to be canceled. It ends as Canceled only if its effect has not happened.
+    Cancel {
+        /// The operation's id.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Attempt a failed operation again, under the same id.
+    Retry {
+        /// The operation's id.
+        id: String,
+        /// Give up after this time, such as 30s; the kind's own timeout unless given.
+        #[arg(long, value_name = "DURATION")]
+        timeout: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Show what has happened to an operation.
+    Events {
+        /// The operation's id.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Ask the requestor that runs with this configuration whether it is healthy.
     Healthcheck,
     /// Print the effective configuration, with secrets hidden.
@@ -103,6 +127,18 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Status { id, remote } => shared::exit::run(async move {
             let operation = remote.client(&config)?.operation(&id, 0).await?;
             show::operation(&operation, remote.json)
+        }),
+        Command::Cancel { id, remote } => shared::exit::run(async move {
+            let operation = remote.client(&config)?.cancel(&id).await?;
+            show::operation(&operation, remote.json)
+        }),
+        Command::Retry { id, timeout, remote } => shared::exit::run(async move {
+            let operation = remote.client(&config)?.retry(&id, timeout.as_deref()).await?;
+            show::operation(&operation, remote.json)
+        }),
+        Command::Events { id, remote } => shared::exit::run(async move {
+            let events = remote.client(&config)?.events(&id).await?;
+            show::events(events, remote.json)
         }),
         Command::List { kind, status, limit, remote } => shared::exit::run(async move {
             let page = remote.client(&config)?.list(kind.as_deref(), status.as_deref(), limit).await?;

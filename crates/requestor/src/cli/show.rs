@@ -22,6 +22,8 @@ pub(super) fn operation(operation: &Value, as_json: bool) -> anyhow::Result<()> 
         "message",
         "createdAt",
         "lastUpdatedAt",
+        "attempt",
+        "nextAttemptAt",
         "deadline",
         "resultLocation",
     ];
@@ -30,8 +32,39 @@ pub(super) fn operation(operation: &Value, as_json: bool) -> anyhow::Result<()> 
             println!("{name:<16} {}", text(value));
         }
     }
-    if let Some(error) = operation.get("error") {
-        println!("{:<16} {}", "error", problem(error));
+    if let Some(step) = step(operation) {
+        println!("{:<16} {step}", "step");
+    }
+    if operation["cancelRequested"] == true {
+        println!("{:<16} true", "cancelRequested");
+    }
+    for name in ["lastProblem", "error"] {
+        if let Some(error) = operation.get(name) {
+            println!("{name:<16} {}", problem(error));
+        }
+    }
+    Ok(())
+}
+
+/// How far a pipeline is: `2 of 3: video.compress`.
+fn step(operation: &Value) -> Option<String> {
+    let (position, steps) = (operation["position"].as_u64()?, operation["steps"].as_array()?.len());
+    Some(format!("{position} of {steps}: {}", text(&operation["stepKind"])))
+}
+
+/// An event log as a table.
+pub(super) fn events(events: Vec<Value>, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return document(&json!({ "events": events }));
+    }
+    println!("{:>4}  {:<30}  {:<16}  data", "n", "at", "type");
+    for event in &events {
+        let data = match event["data"].as_object() {
+            Some(members) => members.iter().map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>(),
+            None => vec![text(&event["data"])],
+        };
+        let column = |name: &str| text(&event[name]);
+        println!("{:>4}  {:<30}  {:<16}  {}", column("number"), column("at"), column("type"), data.join(" "));
     }
     Ok(())
 }
@@ -41,16 +74,17 @@ pub(super) fn list(page: &Value, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return document(page);
     }
-    println!("{:<36}  {:<20}  {:<10}  {:>5}  created", "id", "kind", "status", "%");
+    println!("{:<36}  {:<20}  {:<10}  {:>5}  {:<30}  step", "id", "kind", "status", "%", "created");
     for operation in page["operations"].as_array().into_iter().flatten() {
         let column = |name: &str| operation.get(name).map(text).unwrap_or_default();
         let percent = operation["percentComplete"].as_f64().map(|percent| format!("{percent:.0}")).unwrap_or_default();
         println!(
-            "{:<36}  {:<20}  {:<10}  {percent:>5}  {}",
+            "{:<36}  {:<20}  {:<10}  {percent:>5}  {:<30}  {}",
             column("id"),
             column("kind"),
             column("status"),
-            column("createdAt")
+            column("createdAt"),
+            step(operation).unwrap_or_default()
         );
     }
     Ok(())
@@ -63,7 +97,8 @@ pub(super) async fn outcome(client: &Client, accepted: &Value, as_json: bool) ->
     let ended = loop {
         let operation = client.operation(&id, FOLLOW_SECONDS).await?;
         let message = operation.get("message").unwrap_or(&operation["status"]);
-        bar.set_message(text(message));
+        let step = step(&operation).map(|step| format!("step {step}: ")).unwrap_or_default();
+        bar.set_message(format!("{step}{}", text(message)));
         bar.set_position(operation["percentComplete"].as_f64().unwrap_or_default() as u64);
         if !matches!(operation["status"].as_str(), Some("NotStarted" | "Running")) {
             break operation;

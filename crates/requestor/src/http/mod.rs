@@ -1,6 +1,8 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
+mod control;
 mod error;
+mod events;
 mod operations;
 mod prefer;
 mod requests;
@@ -38,7 +40,9 @@ pub(crate) struct App(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     http: HttpConfig,
+    timeout: Duration,
     timeout_max: Duration,
+    retry_window: Duration,
     unconfirmed: Duration,
     kinds: Kinds,
     store: Store,
@@ -58,7 +62,9 @@ impl App {
     ) -> Self {
         Self(Arc::new(Inner {
             http: config.http.clone(),
+            timeout: config.operations.timeout,
             timeout_max: config.operations.timeout_max,
+            retry_window: config.operations.retry_window,
             unconfirmed: config.redrive.unconfirmed,
             kinds,
             store,
@@ -114,7 +120,10 @@ pub(crate) fn router(app: App) -> Router {
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
         .route("/v1/operations", get(operations::list))
-        .route("/v1/operations/{id}", get(operations::status))
+        .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
+        .route("/v1/operations/{id}/cancel", post(control::cancel))
+        .route("/v1/operations/{id}/retry", post(control::retry))
+        .route("/v1/operations/{id}/events", get(events::events))
         .route("/v1/operations/{id}/result", get(operations::result))
         .merge(shared::http::health_routes(broker))
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })

@@ -16,7 +16,7 @@ use shared::message::OperationId;
 use shared::problem::Problem;
 
 /// Operations in a page unless the caller says otherwise.
-const PAGE_SIZE: usize = 50;
+pub(super) const PAGE_SIZE: usize = 50;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,11 +122,11 @@ fn page_token(given: &str) -> Result<OperationId, Error> {
     given.parse().map_err(|_| Error::bad_request("pageToken is not one that a page gave"))
 }
 
-async fn find(app: &App, id: &str) -> Result<Operation, Error> {
+pub(super) async fn find(app: &App, id: &str) -> Result<Operation, Error> {
     app.0.store.get(parse_id(id)?).await?.ok_or_else(Error::not_found)
 }
 
 /// What is no id names no operation.
-fn parse_id(id: &str) -> Result<OperationId, Error> {
+pub(super) fn parse_id(id: &str) -> Result<OperationId, Error> {
     id.parse().map_err(|_| Error::not_found())
 }

@@ -11,6 +11,7 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
+use shared::crash;
 use shared::message::Content;
 use shared::problem::Problem;
 use std::time::Duration;
@@ -46,13 +47,16 @@ pub(super) async fn submit(
     kind.validate(&request)?;
 
     let now = Timestamp::now();
-    let mut operation = Operation::new(&name, now, timeout, app.0.unconfirmed);
+    let mut operation = Operation::new(&name, now, timeout, app.0.unconfirmed).through(&kind.steps);
     operation.priority = query.priority;
     operation.traceparent = traceparent(&headers);
     let content = Content::json(body);
+    crash::point("requestor.create");
     app.0.store.create(operation.clone(), content.clone()).await.map_err(not_accepted)?;
+    crash::point("requestor.created");
     metrics::counter!("arr_operations_accepted_total", "kind" => name).increment(1);
     app.0.gateway.dispatch(&operation, content, now);
+    crash::point("requestor.accepted");
     answer(&app, operation, &headers).await
 }
 
@@ -91,7 +95,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), Error> {
     if essence.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(Error::unsupported_media_type(given)) }
 }
 
-fn timeout(headers: &HeaderMap, default: Duration, longest: Duration) -> Result<Duration, Error> {
+pub(super) fn timeout(headers: &HeaderMap, default: Duration, longest: Duration) -> Result<Duration, Error> {
     let Some(value) = headers.get("operation-timeout") else { return Ok(default) };
     let text = value.to_str().map_err(|_| Error::bad_request("Operation-Timeout is not text"))?;
     let timeout = shared::config::duration::parse(text)

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::http::problem_response;
-use shared::message::{Content, OperationId};
+use shared::message::{Content, OperationId, Progress};
 use shared::problem::Problem;
 
 pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
@@ -27,7 +27,13 @@ pub(super) struct OperationView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<&'a str>,
     step: u32,
+    step_kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<u32>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    steps: &'a [String],
     attempt: u32,
+    cancel_requested: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +53,7 @@ impl<'a> OperationView<'a> {
     pub(super) fn new(operation: &'a Operation, url: &str) -> Self {
         let progress = match &operation.state {
             State::Running(progress) => Some(progress),
-            State::NotStarted | State::Succeeded | State::Failed(_) => None,
+            State::NotStarted | State::Succeeded | State::Failed(_) | State::Canceled(_) => None,
         };
         let succeeded = operation.state == State::Succeeded;
         Self {
@@ -56,20 +62,33 @@ impl<'a> OperationView<'a> {
             status: status_name(operation),
             created_at: operation.created_at,
             last_updated_at: operation.updated_at,
-            percent_complete: if succeeded { Some(100.0) } else { progress.and_then(|progress| progress.percent) },
+            percent_complete: if succeeded { Some(100.0) } else { percent(operation, progress) },
             message: progress.and_then(|progress| progress.message.as_deref()),
             step: operation.step,
+            step_kind: &operation.asks,
+            position: (!operation.steps.is_empty()).then_some(operation.position),
+            steps: &operation.steps,
+            cancel_requested: operation.cancel_requested,
             attempt: operation.attempt,
             next_attempt_at: operation.next_attempt_at(),
             last_problem: operation.last_problem.as_ref().filter(|_| !operation.has_ended()),
             deadline: operation.deadline,
             expires_at: operation.expires_at,
             result_location: succeeded.then(|| format!("{url}/result")),
-            error: match &operation.state {
-                State::Failed(problem) => Some(problem),
-                State::NotStarted | State::Running(_) | State::Succeeded => None,
-            },
+            error: operation.error(),
             late_outcome: operation.late_outcome.as_ref(),
+        }
+    }
+}
+
+/// How far the whole is; the steps of a pipeline count alike.
+fn percent(operation: &Operation, progress: Option<&Progress>) -> Option<f64> {
+    let percent = progress.and_then(|progress| progress.percent);
+    match operation.steps.len() {
+        0 | 1 => percent,
+        steps => {
+            let done = f64::from(operation.position - 1) * 100.0 + percent.unwrap_or_default();
+            Some((done / steps as f64 * 10.0).round() / 10.0)
         }
     }
 }
@@ -94,7 +113,7 @@ impl App {
 
     /// The result of an operation that has ended, or the problem that it ended with.
     pub(super) async fn outcome_response(&self, operation: &Operation) -> Result<Response, super::error::Error> {
-        if let State::Failed(problem) = &operation.state {
+        if let Some(problem) = operation.error() {
             return Ok(problem_response(problem));
         }
         let content = self.0.store.result(operation.id).await?.ok_or_else(super::error::Error::not_found)?;

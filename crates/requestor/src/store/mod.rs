@@ -1,6 +1,8 @@
 //! Where operations are kept. The only place with SQL.
 
+mod due;
 mod sqlite;
+mod tables;
 
 pub use sqlite::Store;
 
@@ -32,13 +34,30 @@ pub struct Applied {
     pub change: Change,
 }
 
+/// Which request of an operation, and for which attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// The operation.
+    pub id: OperationId,
+    /// The step.
+    pub step: u32,
+    /// The attempt.
+    pub attempt: u32,
+}
+
+impl RequestId {
+    /// The request under way.
+    #[must_use]
+    pub fn of(operation: &Operation) -> Self {
+        Self { id: operation.id, step: operation.step, attempt: operation.attempt }
+    }
+}
+
 /// That a request was sent, or could not be.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    /// The operation.
-    pub id: OperationId,
-    /// The attempt that it was sent for.
-    pub attempt: u32,
+    /// Which request.
+    pub request: RequestId,
     /// How often it has been sent now.
     pub sends: u32,
     /// When to send it again unless something is heard of it.
@@ -51,5 +70,5 @@ pub const STATUSES: [&str; 5] = ["NotStarted", "Running", "Succeeded", "Failed",
 /// The status of `operation`.
 #[must_use]
 pub fn status_name(operation: &Operation) -> &'static str {
-    STATUSES[sqlite::status_number(operation)]
+    STATUSES[tables::status_number(operation)]
 }

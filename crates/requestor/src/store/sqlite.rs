@@ -1,53 +1,17 @@
-use super::{Applied, Filter, STATUSES, Sent, StoreError};
-use crate::operation::{Change, Event, Operation, State};
+use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
+use super::{Applied, Filter, STATUSES, StoreError};
+use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
 use jiff::Timestamp;
-use rusqlite::types::{FromSqlError, Type};
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, params};
-use rusqlite_migration::{M, Migrations};
+use rusqlite::{ToSql, params};
 use shared::database::Sqlite;
-use shared::message::{Content, OperationId, Progress};
-use shared::problem::Problem;
+use shared::message::{Content, OperationId};
 use std::sync::Arc;
-use uuid::Uuid;
-
-// Times are milliseconds since 1970. Bodies have tables of their own, so that reading a status does not touch them.
-const CREATE: &str = "
-create table operations (
-    id blob primary key,
-    kind text not null,
-    status integer not null,
-    created_at integer not null,
-    updated_at integer not null,
-    deadline integer not null,
-    expires_at integer,
-    attempt integer not null,
-    step integer not null,
-    version integer not null,
-    priority integer,
-    traceparent text,
-    progress_attempt integer,
-    progress_sequence integer,
-    percent real,
-    message text,
-    error text,
-    late_outcome text,
-    last_problem text,
-    sends integer not null,
-    next_send_at integer not null
-) strict, without rowid;
-create index operations_to_send on operations (next_send_at) where status < 2;
-create index operations_by_deadline on operations (deadline) where status < 2;
-create index operations_by_expiry on operations (expires_at) where status >= 2;
-create index operations_by_kind on operations (kind, id);
-create table requests (id blob primary key, content_type text not null, body blob not null) strict;
-create table results (id blob primary key, content_type text not null, body blob not null) strict;
-";
 
 /// The requestor's operations in an SQLite file.
 #[derive(Clone, Debug)]
 pub struct Store {
-    database: Sqlite,
+    pub(super) database: Sqlite,
     rules: Arc<RulesByKind>,
 }
 
@@ -57,7 +21,7 @@ impl Store {
     /// # Errors
     /// See [`Sqlite::open`].
     pub fn open(url: &str, rules: RulesByKind) -> anyhow::Result<Self> {
-        let database = Sqlite::open(url, &Migrations::new(vec![M::up(CREATE)]))?;
+        let database = Sqlite::open(url, &migrations())?;
         Ok(Self { database, rules: Arc::new(rules) })
     }
 
@@ -65,11 +29,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
-    pub async fn create(&self, operation: Operation, request: Content) -> Result<(), StoreError> {
+    pub async fn create(&self, mut operation: Operation, request: Content) -> Result<(), StoreError> {
         self.database
             .write(move |connection| {
+                let entry = operation.record_created();
                 save(connection, &operation, true)?;
-                save_content(connection, "insert into requests values (?1, ?2, ?3)", operation.id, &request)
+                save_entry(connection, operation.id, &entry)?;
+                save_content(connection, "requests", operation.id, &request)
             })
             .await
     }
@@ -127,93 +93,34 @@ impl Store {
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, id)? else { return Ok(None) };
-                let change = operation.apply(event, now, rules.draw(&operation.kind));
+                let rules = rules.draw(&operation.asks);
+                let change = operation.apply(event, now, &rules);
+                let entry = operation.record(&change, now, rules.events_max);
                 if change != Change::None {
                     save(connection, &operation, false)?;
                 }
-                if let Change::Ended(Some(result)) = &change {
-                    save_content(connection, "insert or replace into results values (?1, ?2, ?3)", id, result)?;
+                if let Some(entry) = entry {
+                    save_entry(connection, id, &entry)?;
+                }
+                match &change {
+                    Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
+                    Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
+                    _ => {}
                 }
                 Ok(Some(Applied { operation, change }))
             })
             .await
     }
 
-    /// Open operations whose request should be sent by `now`, longest due first.
+    /// Entries of an operation's event log with a number above `after`, in order.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn to_send(&self, now: Timestamp, limit: usize) -> Result<Vec<(Operation, Content)>, StoreError> {
-        let sql = "select * from operations where status < 2 and next_send_at <= ?1 order by next_send_at limit ?2";
+    pub async fn events(&self, id: OperationId, after: u32, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let sql = "select * from events where id = ?1 and number > ?2 order by number limit ?3";
         self.database
             .read(move |connection| {
-                let mut statement = connection.prepare_cached(sql)?;
-                let rows = statement.query_map(params![now.as_millisecond(), limit], from_row)?;
-                let mut found = Vec::new();
-                for row in rows {
-                    let operation = row?;
-                    if let Some(request) = load_content(connection, "requests", operation.id)? {
-                        found.push((operation, request));
-                    }
-                }
-                Ok(found)
-            })
-            .await
-    }
-
-    /// Notes what was sent. Nothing depends on it: a request that is sent once more does no harm.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn sent(&self, sent: Vec<Sent>) -> Result<(), StoreError> {
-        // A provider may have spoken in the meantime; what it put off stays put off.
-        let sql = "update operations set sends = ?2, next_send_at = max(?3, iif(status = 1, next_send_at, 0))
-            where id = ?1 and status < 2 and attempt = ?4";
-        self.database
-            .write(move |connection| {
-                let mut statement = connection.prepare_cached(sql)?;
-                for sent in sent {
-                    let at = sent.next_send_at.as_millisecond();
-                    statement.execute(params![sent.id.0, sent.sends, at, sent.attempt])?;
-                }
-                Ok(())
-            })
-            .await
-    }
-
-    /// Open operations whose deadline has passed.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<OperationId>, StoreError> {
-        let sql = "select id from operations where status < 2 and deadline <= ?1 order by deadline limit ?2";
-        self.database
-            .read(move |connection| {
-                let mut statement = connection.prepare_cached(sql)?;
-                let rows =
-                    statement.query_map(params![now.as_millisecond(), limit], |row| row.get(0).map(OperationId))?;
-                rows.collect()
-            })
-            .await
-    }
-
-    /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn purge(&self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
-        let sql = "select id from operations where status >= 2 and expires_at <= ?1 order by expires_at limit ?2";
-        self.database
-            .write(move |connection| {
-                let mut statement = connection.prepare_cached(sql)?;
-                let rows = statement.query_map(params![now.as_millisecond(), limit], |row| row.get::<_, Uuid>(0))?;
-                let ids = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-                for id in &ids {
-                    for table in ["operations", "requests", "results"] {
-                        connection.prepare_cached(&format!("delete from {table} where id = ?1"))?.execute([id])?;
-                    }
-                }
-                Ok(ids.len())
+                connection.prepare_cached(sql)?.query_map(params![id.0, after, limit], entry_from_row)?.collect()
             })
             .await
     }
@@ -222,113 +129,4 @@ impl Store {
     pub async fn failed(&self) {
         self.database.failed().await;
     }
-}
-
-pub(super) fn status_number(operation: &Operation) -> usize {
-    match operation.state {
-        State::NotStarted => 0,
-        State::Running(_) => 1,
-        State::Succeeded => 2,
-        State::Failed(_) => 3,
-    }
-}
-
-fn load(connection: &Connection, id: OperationId) -> rusqlite::Result<Option<Operation>> {
-    connection.prepare_cached("select * from operations where id = ?1")?.query_row([id.0], from_row).optional()
-}
-
-fn load_content(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<Option<Content>> {
-    connection
-        .prepare_cached(&format!("select content_type, body from {table} where id = ?1"))?
-        .query_row([id.0], |row| Ok(Content { content_type: row.get(0)?, body: row.get::<_, Vec<u8>>(1)?.into() }))
-        .optional()
-}
-
-fn save_content(connection: &Connection, sql: &str, id: OperationId, content: &Content) -> rusqlite::Result<()> {
-    connection.prepare_cached(sql)?.execute(params![id.0, content.content_type, &content.body[..]])?;
-    Ok(())
-}
-
-const INSERT: &str = "insert into operations values (:id, :kind, :status, :created_at, :updated_at, :deadline,
-    :expires_at, :attempt, :step, :version, :priority, :traceparent, :progress_attempt, :progress_sequence, :percent,
-    :message, :error, :late_outcome, :last_problem, :sends, :next_send_at)";
-
-const UPDATE: &str = "update operations set status = :status, updated_at = :updated_at, expires_at = :expires_at,
-    attempt = :attempt, step = :step, version = :version, progress_attempt = :progress_attempt,
-    progress_sequence = :progress_sequence, percent = :percent, message = :message, error = :error,
-    late_outcome = :late_outcome, last_problem = :last_problem, sends = :sends, next_send_at = :next_send_at where id = :id";
-
-fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::Result<()> {
-    let progress = match &operation.state {
-        State::Running(progress) => Some(progress),
-        State::NotStarted | State::Succeeded | State::Failed(_) => None,
-    };
-    let error = match &operation.state {
-        State::Failed(problem) => Some(json(problem)?),
-        State::NotStarted | State::Running(_) | State::Succeeded => None,
-    };
-    let late_outcome = operation.late_outcome.as_ref().map(json).transpose()?;
-    let last_problem = operation.last_problem.as_ref().map(json).transpose()?;
-    let mut statement = connection.prepare_cached(if new { INSERT } else { UPDATE })?;
-    let changing = named_params! {
-        ":id": operation.id.0, ":status": status_number(operation), ":updated_at": operation.updated_at.as_millisecond(),
-        ":expires_at": operation.expires_at.map(Timestamp::as_millisecond), ":attempt": operation.attempt,
-        ":step": operation.step, ":version": operation.version, ":progress_attempt": progress.map(|p| p.attempt),
-        ":progress_sequence": progress.map(|p| p.sequence), ":percent": progress.and_then(|p| p.percent),
-        ":message": progress.and_then(|p| p.message.as_deref()), ":error": error, ":late_outcome": late_outcome, ":last_problem": last_problem,
-        ":sends": operation.sends, ":next_send_at": operation.next_send_at.as_millisecond(),
-    };
-    let fixed = named_params! {
-        ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
-        ":deadline": operation.deadline.as_millisecond(), ":priority": operation.priority,
-        ":traceparent": operation.traceparent,
-    };
-    let parameters = if new { [changing, fixed].concat() } else { changing.to_vec() };
-    statement.execute(&parameters[..])?;
-    Ok(())
-}
-
-fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
-    let state = match row.get::<_, u8>("status")? {
-        0 => State::NotStarted,
-        1 => State::Running(Progress {
-            step: row.get("step")?,
-            lease: None,
-            attempt: row.get("progress_attempt")?,
-            sequence: row.get("progress_sequence")?,
-            percent: row.get("percent")?,
-            message: row.get("message")?,
-        }),
-        2 => State::Succeeded,
-        _ => State::Failed(Problem::from_body(row.get::<_, String>("error")?.as_bytes())),
-    };
-    let late_outcome: Option<String> = row.get("late_outcome")?;
-    let last_problem: Option<String> = row.get("last_problem")?;
-    Ok(Operation {
-        id: OperationId(row.get("id")?),
-        kind: row.get("kind")?,
-        state,
-        created_at: time(row.get("created_at")?)?,
-        updated_at: time(row.get("updated_at")?)?,
-        deadline: time(row.get("deadline")?)?,
-        expires_at: row.get::<_, Option<i64>>("expires_at")?.map(time).transpose()?,
-        attempt: row.get("attempt")?,
-        step: row.get("step")?,
-        version: row.get("version")?,
-        priority: row.get("priority")?,
-        traceparent: row.get("traceparent")?,
-        late_outcome: late_outcome.and_then(|text| serde_json::from_str(&text).ok()),
-        last_problem: last_problem.map(|text| Problem::from_body(text.as_bytes())),
-        sends: row.get("sends")?,
-        next_send_at: time(row.get("next_send_at")?)?,
-    })
-}
-
-fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
-    Timestamp::from_millisecond(milliseconds)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, FromSqlError::other(error).into()))
-}
-
-fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }

@@ -3,10 +3,14 @@ use crate::message::Message;
 use futures_util::future::{join_all, try_join_all};
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, Connection};
+use lapin::{Channel, Confirmation, Connection, ErrorKind};
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+
+/// What a broker closes a channel or connection with because of a message: content too large, precondition failed, frame
+/// error, syntax error (AMQP 0-9-1, 1.7). Others, such as access refused, are not the message's fault.
+const OF_THE_MESSAGE: [u16; 4] = [311, 406, 501, 502];
 
 /// Why a message was not published, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,9 +18,12 @@ pub enum PublishError {
     /// No queue takes it: nobody has ever served this kind, or the reply queue is gone.
     #[error("no queue takes the message")]
     Unroutable,
-    /// The broker refused it, for example because the queue is full.
+    /// The broker refused it, for example because the queue is full; or closed the channel, for it may not publish.
     #[error("the broker refused the message")]
     Refused,
+    /// The broker closed the channel because of what this message is, for example larger than it takes.
+    #[error("the broker cannot take such a message")]
+    Invalid,
     /// It may or may not have been published: the session failed or the confirm did not come in time.
     #[error("it is not known whether the message was published")]
     Unknown,
@@ -165,9 +172,17 @@ impl PublishQueue {
             // Those that nobody waits for any more, and hints, are not worth a try each.
             self.suspects.extend(batch.into_iter().filter(|job| job.done.as_ref().is_some_and(|d| !d.is_closed())));
         } else if let Some(done) = batch.pop().and_then(|job| job.done) {
-            let refused = error.downcast_ref::<lapin::Error>().is_some_and(lapin::Error::is_amqp_error);
-            let _ = done.send(Err(if refused { PublishError::Refused } else { PublishError::Unknown }));
+            let _ = done.send(Err(alone(error)));
         }
+    }
+}
+
+/// What `error` says of the one message of a batch.
+fn alone(error: &anyhow::Error) -> PublishError {
+    match error.downcast_ref::<lapin::Error>().map(lapin::Error::kind) {
+        Some(ErrorKind::ProtocolError(error)) if OF_THE_MESSAGE.contains(&error.get_id()) => PublishError::Invalid,
+        Some(ErrorKind::ProtocolError(_)) => PublishError::Refused,
+        _ => PublishError::Unknown,
     }
 }
 

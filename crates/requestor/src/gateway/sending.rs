@@ -1,0 +1,183 @@
+use super::Gateway;
+use crate::operation::{Event, Operation, after};
+use crate::rules::{doubled, half_jittered};
+use crate::store::{RequestId, Sent};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
+use shared::amqp::{PublishError, Status};
+use shared::crash;
+use shared::message::{Cancel, Content, Outcome, Reply, Request, ReturnAddress};
+use shared::problem::Problem;
+use std::collections::HashSet;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How often it is noted which requests were sent.
+const NOTE_SENT_EVERY: Duration = Duration::from_millis(200);
+/// The first pause after the broker had no queue for a request.
+const UNROUTABLE_MIN: Duration = Duration::from_secs(1);
+/// How often in a row the broker must be unable to take a request before the operation fails. A broker that has just
+/// been set up otherwise gets a chance.
+const INVALID_MAX: u32 = 3;
+
+/// A request that is on its way: what became of it, and how often it was sent then.
+pub(super) struct Pending(BoxFuture<'static, (RequestId, u32, Result<(), PublishError>)>);
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pending")
+    }
+}
+
+impl Gateway {
+    /// Sends the request of `operation`, if that can be done now. If not, the sweeper does it later.
+    ///
+    /// Returns whether there may be room for another.
+    pub(crate) fn dispatch(&self, operation: &Operation, content: Content, now: Timestamp) -> bool {
+        if self.broker() != Status::Connected {
+            return false;
+        }
+        let id = RequestId::of(operation);
+        if !self.sending().insert(id) {
+            return true;
+        }
+        let request = self.request(operation, content);
+        let message = request.to_message(operation.id, &self.0.group, now).map_err(|_| PublishError::Invalid);
+        let confirm = match message.and_then(|message| self.0.publisher.try_publish(message)) {
+            Ok(confirm) => confirm.boxed(),
+            Err(PublishError::Full) => {
+                self.sending().remove(&id);
+                return false;
+            }
+            // Its own fault: it is tried again later, and those behind it are sent now.
+            Err(error) => {
+                tracing::warn!(operation = %operation.id, %error, "request not sent");
+                std::future::ready(Err(error)).boxed()
+            }
+        };
+        let sends = operation.sends + 1;
+        let _ = self.0.confirms.send(Pending(confirm.map(move |result| (id, sends, result)).boxed()));
+        true
+    }
+
+    fn request(&self, operation: &Operation, content: Content) -> Request {
+        Request {
+            operation: Some(operation.id),
+            correlation_id: operation.id.to_string(),
+            kind: operation.asks.clone(),
+            step: operation.step,
+            attempt: operation.attempt,
+            deadline: Some(operation.deadline),
+            expiration: None,
+            reply_to: Some(ReturnAddress::Group(self.0.group.clone())),
+            priority: operation.priority,
+            traceparent: operation.traceparent.clone(),
+            content,
+        }
+    }
+
+    /// Tells the providers of `operation` that it is to be canceled. Whether that arrives is not waited for: until they
+    /// answer, the sweeper sends it again.
+    pub(crate) fn cancel(&self, operation: &Operation) {
+        let cancel = Cancel {
+            operation: operation.id,
+            kind: operation.asks.clone(),
+            step: operation.step,
+            attempt: operation.attempt,
+            deadline: operation.deadline,
+            reply_to: ReturnAddress::Group(self.0.group.clone()),
+        };
+        if let Ok(message) = cancel.to_message() {
+            self.0.publisher.hint(message);
+        }
+    }
+
+    /// Notes which requests were sent, many at a time and not at once: after a crash a few are sent again.
+    pub(super) async fn note_sent(&self, mut confirms: mpsc::UnboundedReceiver<Pending>) {
+        let (mut pending, mut sent) = (FuturesUnordered::new(), Vec::new());
+        let mut tick = tokio::time::interval(NOTE_SENT_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(Pending(confirm)) = confirms.recv() => pending.push(confirm),
+                Some((request, sends, result)) = pending.next() => {
+                    crash::point("requestor.published");
+                    let next_send_at = after(Timestamp::now(), self.pause(sends, &result));
+                    sent.push(Sent { request, sends, next_send_at });
+                    self.count(request, &result).await;
+                }
+                _ = tick.tick(), if !sent.is_empty() => self.note(std::mem::take(&mut sent)).await,
+            }
+        }
+    }
+
+    async fn note(&self, sent: Vec<Sent>) {
+        let requests: Vec<_> = sent.iter().map(|sent| sent.request).collect();
+        if let Err(error) = self.0.store.sent(sent, Timestamp::now()).await {
+            tracing::warn!(%error, "cannot note which requests were sent; they are sent again");
+        }
+        let mut sending = self.sending();
+        for request in requests {
+            sending.remove(&request);
+        }
+    }
+
+    /// Ends an operation whose request the broker has been unable to take several times in a row.
+    async fn count(&self, request: RequestId, result: &Result<(), PublishError>) {
+        let error = match result {
+            Err(error @ (PublishError::Invalid | PublishError::TooLarge(_))) => error,
+            Err(PublishError::Unroutable) => return metrics::counter!("arr_unroutable_total").increment(1),
+            _ => {
+                self.invalid().remove(&request);
+                return;
+            }
+        };
+        let times = {
+            let mut invalid = self.invalid();
+            let times = invalid.entry(request).or_default();
+            *times += 1;
+            *times
+        };
+        if times < INVALID_MAX {
+            return;
+        }
+        let problem = Problem::new(
+            "unpublishable",
+            500,
+            "The request cannot be sent",
+            format!("the broker could not take the request {times} times in a row: {error}"),
+        );
+        let reply = Event::Reply(Reply::new(request.step, request.attempt, Outcome::Failed(problem)));
+        match self.0.store.apply(request.id, reply, Timestamp::now()).await {
+            Ok(applied) => {
+                self.invalid().remove(&request);
+                if let Some(applied) = applied {
+                    self.changed(&applied.operation, &applied.change);
+                }
+            }
+            // It is sent, and fails, once more.
+            Err(error) => tracing::warn!(operation = %request.id, %error, "cannot end what cannot be sent"),
+        }
+    }
+
+    /// How long to wait for news before sending again: exponential with half jitter, so that what was sent
+    /// together is not sent again together.
+    fn pause(&self, sends: u32, result: &Result<(), PublishError>) -> Duration {
+        let (first, longest) = match result {
+            Ok(()) => (self.0.redrive.waiting, self.0.redrive.waiting_max),
+            Err(_) => (UNROUTABLE_MIN, self.0.redrive.unroutable_max),
+        };
+        half_jittered(doubled(first, longest, sends.saturating_sub(1)))
+    }
+
+    fn sending(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+        self.0.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn invalid(&self) -> MutexGuard<'_, std::collections::HashMap<RequestId, u32>> {
+        self.0.invalid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,60 @@
+use super::App;
+use super::error::Error;
+use super::operations::{PAGE_SIZE, find};
+use super::view::insert;
+use crate::operation::Entry;
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct EventsQuery {
+    #[serde(default)]
+    after: u32,
+    page_size: Option<usize>,
+}
+
+/// An entry of the event log as callers see it.
+#[derive(Debug, Serialize)]
+struct EventView {
+    number: u32,
+    at: Timestamp,
+    #[serde(rename = "type")]
+    event_type: String,
+    data: Value,
+}
+
+impl From<Entry> for EventView {
+    fn from(Entry { number, at, event_type, data }: Entry) -> Self {
+        Self { number, at, event_type, data }
+    }
+}
+
+/// `GET /v1/operations/{id}/events`: what happened to it, numbered from 1 without a gap, from `after` on.
+pub(super) async fn events(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
+    let id = find(&app, &id).await?.id;
+    let size = query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max);
+    let mut found = app.0.store.events(id, query.after, size + 1).await?;
+    let more = found.len() > size;
+    found.truncate(size);
+    let next = found.last().filter(|_| more).map(|last| last.number);
+    let views: Vec<_> = found.into_iter().map(EventView::from).collect();
+    let mut response = Json(json!({ "events": views })).into_response();
+    if let Some(next) = next {
+        let url = app.operation_url(&headers, id);
+        insert(&mut response, header::LINK, &format!("<{url}/events?after={next}&pageSize={size}>; rel=\"next\""));
+    }
+    Ok(response)
+}

@@ -1,0 +1,129 @@
+//! What the sweeper asks for and writes down.
+
+use super::tables::{TABLES, from_row, load_content};
+use super::{Sent, Store, StoreError};
+use crate::operation::Operation;
+use crate::rules::{doubled, half_jittered};
+use jiff::Timestamp;
+use rusqlite::params;
+use shared::message::{Content, OperationId};
+use std::time::Duration;
+use uuid::Uuid;
+
+impl Store {
+    /// Open operations whose request should be sent by `now`, longest due first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn to_send(&self, now: Timestamp, limit: usize) -> Result<Vec<(Operation, Content)>, StoreError> {
+        let sql = "select * from operations where status < 2 and next_send_at <= ?1 order by next_send_at limit ?2";
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let rows = statement.query_map(params![now.as_millisecond(), limit], from_row)?;
+                let mut found = Vec::new();
+                for row in rows {
+                    let operation = row?;
+                    if let Some(request) = load_content(connection, "requests", operation.id)? {
+                        found.push((operation, request));
+                    }
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Notes what was sent by `now`. Nothing depends on it: a request that is sent once more does no harm.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sent(&self, sent: Vec<Sent>, now: Timestamp) -> Result<(), StoreError> {
+        // A provider may have spoken in the meantime; what it put off stays as it put it off.
+        let sql = "update operations set sends = ?2,
+                next_send_at = iif(progress_sequence > 0 and next_send_at > ?6, next_send_at, ?3)
+            where id = ?1 and status < 2 and step = ?4 and attempt = ?5";
+        self.database
+            .write(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                for Sent { request, sends, next_send_at } in sent {
+                    let (at, now) = (next_send_at.as_millisecond(), now.as_millisecond());
+                    statement.execute(params![request.id.0, sends, at, request.step, request.attempt, now])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Open operations whose wish to be canceled should be sent again by `now`. The next time, after a pause that
+    /// doubles from `resend` to `longest`, half of it drawn, is written down with it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn to_cancel(
+        &self,
+        now: Timestamp,
+        limit: usize,
+        (resend, longest): (Duration, Duration),
+    ) -> Result<Vec<Operation>, StoreError> {
+        let due = "select * from operations where status < 2 and cancel_requested = 1 and next_cancel_at <= ?1
+            order by next_cancel_at limit ?2";
+        let parameters = (now.as_millisecond(), limit);
+        let found: Vec<Operation> = self
+            .database
+            .read(move |connection| connection.prepare_cached(due)?.query_map(parameters, from_row)?.collect())
+            .await?;
+        if found.is_empty() {
+            return Ok(found);
+        }
+        let next = |operation: &Operation| {
+            let pause = half_jittered(doubled(resend, longest, operation.cancels + 1));
+            (operation.id.0, crate::operation::after(now, pause).as_millisecond())
+        };
+        let next: Vec<_> = found.iter().map(next).collect();
+        self.database
+            .write(move |connection| {
+                let sql = "update operations set cancels = cancels + 1, next_cancel_at = ?2 where id = ?1";
+                let mut statement = connection.prepare_cached(sql)?;
+                next.into_iter().try_for_each(|row| statement.execute(row).map(drop))
+            })
+            .await?;
+        Ok(found)
+    }
+
+    /// Open operations whose deadline has passed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<OperationId>, StoreError> {
+        let sql = "select id from operations where status < 2 and deadline <= ?1 order by deadline limit ?2";
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let rows =
+                    statement.query_map(params![now.as_millisecond(), limit], |row| row.get(0).map(OperationId))?;
+                rows.collect()
+            })
+            .await
+    }
+
+    /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn purge(&self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        let sql = "select id from operations where status >= 2 and expires_at <= ?1 order by expires_at limit ?2";
+        self.database
+            .write(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let rows = statement.query_map(params![now.as_millisecond(), limit], |row| row.get::<_, Uuid>(0))?;
+                let ids = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+                for id in &ids {
+                    for table in TABLES {
+                        connection.prepare_cached(&format!("delete from {table} where id = ?1"))?.execute([id])?;
+                    }
+                }
+                Ok(ids.len())
+            })
+            .await
+    }
+}

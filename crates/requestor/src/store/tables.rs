@@ -1,0 +1,241 @@
+//! The tables, and how an operation looks in them.
+
+use crate::operation::{Entry, Operation, State};
+use jiff::Timestamp;
+use rusqlite::types::{FromSqlError, Type};
+use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+use rusqlite_migration::{M, Migrations};
+use shared::message::{Content, OperationId, Progress};
+use shared::problem::Problem;
+
+// Times are milliseconds since 1970. Bodies have tables of their own, so that reading a status does not touch them.
+const CREATE: &str = "
+create table operations (
+    id blob primary key,
+    kind text not null,
+    status integer not null,
+    created_at integer not null,
+    updated_at integer not null,
+    deadline integer not null,
+    expires_at integer,
+    attempt integer not null,
+    step integer not null,
+    version integer not null,
+    priority integer,
+    traceparent text,
+    progress_attempt integer,
+    progress_sequence integer,
+    percent real,
+    message text,
+    error text,
+    late_outcome text,
+    last_problem text,
+    sends integer not null,
+    next_send_at integer not null
+) strict, without rowid;
+create index operations_to_send on operations (next_send_at) where status < 2;
+create index operations_by_deadline on operations (deadline) where status < 2;
+create index operations_by_expiry on operations (expires_at) where status >= 2;
+create index operations_by_kind on operations (kind, id);
+create table requests (id blob primary key, content_type text not null, body blob not null) strict;
+create table results (id blob primary key, content_type text not null, body blob not null) strict;
+";
+
+// A request is that of the step under way: the result of the step before has taken its place. So it is there when a
+// step that failed is attempted again.
+const CANCELS_STEPS_EVENTS: &str = "
+alter table operations add column asks text not null default '';
+update operations set asks = kind;
+alter table operations add column steps text;
+alter table operations add column position integer not null default 1;
+alter table operations add column attempts_before integer not null default 0;
+alter table operations add column ended_at integer;
+alter table operations add column cancel_requested integer not null default 0;
+alter table operations add column cancels integer not null default 0;
+alter table operations add column next_cancel_at integer;
+alter table operations add column events integer not null default 0;
+create index operations_to_cancel on operations (next_cancel_at) where status < 2 and cancel_requested = 1;
+create table events (
+    id blob not null,
+    number integer not null,
+    at integer not null,
+    type text not null,
+    data text not null,
+    primary key (id, number)
+) strict, without rowid;
+";
+
+/// All tables that have rows of an operation.
+pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
+
+const INSERT: &str = "insert into operations (id, kind, created_at, priority, traceparent, steps, status, updated_at,
+        deadline, ended_at, expires_at, asks, step, position, attempt, attempts_before, version, progress_attempt,
+        progress_sequence, percent, message, error, late_outcome, last_problem, sends, next_send_at, cancel_requested,
+        cancels, next_cancel_at, events)
+    values (:id, :kind, :created_at, :priority, :traceparent, :steps, :status, :updated_at,
+        :deadline, :ended_at, :expires_at, :asks, :step, :position, :attempt, :attempts_before, :version, :progress_attempt,
+        :progress_sequence, :percent, :message, :error, :late_outcome, :last_problem, :sends, :next_send_at, :cancel_requested,
+        :cancels, :next_cancel_at, :events)";
+
+const UPDATE: &str = "update operations set status = :status, updated_at = :updated_at, deadline = :deadline,
+    ended_at = :ended_at, expires_at = :expires_at, asks = :asks, step = :step, position = :position, attempt = :attempt,
+    attempts_before = :attempts_before, version = :version, progress_attempt = :progress_attempt,
+    progress_sequence = :progress_sequence, percent = :percent, message = :message, error = :error,
+    late_outcome = :late_outcome, last_problem = :last_problem, sends = :sends, next_send_at = :next_send_at,
+    cancel_requested = :cancel_requested, cancels = :cancels, next_cancel_at = :next_cancel_at, events = :events
+    where id = :id";
+
+/// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
+pub(super) fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS)])
+}
+
+/// An operation's number in the column `status`, which is also its place among the statuses' names.
+pub(super) fn status_number(operation: &Operation) -> usize {
+    match operation.state {
+        State::NotStarted => 0,
+        State::Running(_) => 1,
+        State::Succeeded => 2,
+        State::Failed(_) => 3,
+        State::Canceled(_) => 4,
+    }
+}
+
+pub(super) fn load(connection: &Connection, id: OperationId) -> rusqlite::Result<Option<Operation>> {
+    connection.prepare_cached("select * from operations where id = ?1")?.query_row([id.0], from_row).optional()
+}
+
+pub(super) fn load_content(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<Option<Content>> {
+    connection
+        .prepare_cached(&format!("select content_type, body from {table} where id = ?1"))?
+        .query_row([id.0], |row| Ok(Content { content_type: row.get(0)?, body: row.get::<_, Vec<u8>>(1)?.into() }))
+        .optional()
+}
+
+pub(super) fn save_content(
+    connection: &Connection,
+    table: &str,
+    id: OperationId,
+    content: &Content,
+) -> rusqlite::Result<()> {
+    connection.prepare_cached(&format!("insert or replace into {table} values (?1, ?2, ?3)"))?.execute(params![
+        id.0,
+        content.content_type,
+        &content.body[..]
+    ])?;
+    Ok(())
+}
+
+pub(super) fn save_entry(connection: &Connection, id: OperationId, entry: &Entry) -> rusqlite::Result<()> {
+    connection.prepare_cached("insert into events values (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+        id.0,
+        entry.number,
+        entry.at.as_millisecond(),
+        entry.event_type,
+        entry.data.to_string()
+    ])?;
+    Ok(())
+}
+
+pub(super) fn entry_from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    let data: String = row.get("data")?;
+    Ok(Entry {
+        number: row.get("number")?,
+        at: time(row.get("at")?)?,
+        event_type: row.get("type")?,
+        data: serde_json::from_str(&data).unwrap_or_default(),
+    })
+}
+
+pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::Result<()> {
+    let progress = match &operation.state {
+        State::Running(progress) => Some(progress),
+        State::NotStarted | State::Succeeded | State::Failed(_) | State::Canceled(_) => None,
+    };
+    let error = operation.error().map(json).transpose()?;
+    let late_outcome = operation.late_outcome.as_ref().map(json).transpose()?;
+    let last_problem = operation.last_problem.as_ref().map(json).transpose()?;
+    let steps = Some(&operation.steps).filter(|steps| !steps.is_empty()).map(json).transpose()?;
+    let mut statement = connection.prepare_cached(if new { INSERT } else { UPDATE })?;
+    let changing = named_params! {
+        ":id": operation.id.0, ":status": status_number(operation), ":updated_at": operation.updated_at.as_millisecond(),
+        ":deadline": operation.deadline.as_millisecond(), ":ended_at": operation.ended_at.map(Timestamp::as_millisecond),
+        ":expires_at": operation.expires_at.map(Timestamp::as_millisecond), ":asks": operation.asks,
+        ":step": operation.step, ":position": operation.position, ":attempt": operation.attempt,
+        ":attempts_before": operation.attempts_before, ":version": operation.version,
+        ":progress_attempt": progress.map(|p| p.attempt), ":progress_sequence": progress.map(|p| p.sequence),
+        ":percent": progress.and_then(|p| p.percent), ":message": progress.and_then(|p| p.message.as_deref()),
+        ":error": error, ":late_outcome": late_outcome, ":last_problem": last_problem, ":sends": operation.sends,
+        ":next_send_at": operation.next_send_at.as_millisecond(), ":cancel_requested": operation.cancel_requested,
+        ":cancels": operation.cancels, ":next_cancel_at": operation.next_cancel_at.map(Timestamp::as_millisecond),
+        ":events": operation.events,
+    };
+    let fixed = named_params! {
+        ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
+        ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps,
+    };
+    let parameters = if new { [changing, fixed].concat() } else { changing.to_vec() };
+    statement.execute(&parameters[..])?;
+    Ok(())
+}
+
+pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
+    let late_outcome: Option<String> = row.get("late_outcome")?;
+    let last_problem: Option<String> = row.get("last_problem")?;
+    let steps: Option<String> = row.get("steps")?;
+    Ok(Operation {
+        id: OperationId(row.get("id")?),
+        kind: row.get("kind")?,
+        asks: row.get("asks")?,
+        steps: steps.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        position: row.get("position")?,
+        state: state_from_row(row)?,
+        created_at: time(row.get("created_at")?)?,
+        updated_at: time(row.get("updated_at")?)?,
+        deadline: time(row.get("deadline")?)?,
+        ended_at: row.get::<_, Option<i64>>("ended_at")?.map(time).transpose()?,
+        expires_at: row.get::<_, Option<i64>>("expires_at")?.map(time).transpose()?,
+        step: row.get("step")?,
+        attempt: row.get("attempt")?,
+        attempts_before: row.get("attempts_before")?,
+        version: row.get("version")?,
+        priority: row.get("priority")?,
+        traceparent: row.get("traceparent")?,
+        cancel_requested: row.get("cancel_requested")?,
+        cancels: row.get("cancels")?,
+        next_cancel_at: row.get::<_, Option<i64>>("next_cancel_at")?.map(time).transpose()?,
+        late_outcome: late_outcome.and_then(|text| serde_json::from_str(&text).ok()),
+        last_problem: last_problem.map(|text| Problem::from_body(text.as_bytes())),
+        sends: row.get("sends")?,
+        next_send_at: time(row.get("next_send_at")?)?,
+        events: row.get("events")?,
+    })
+}
+
+fn state_from_row(row: &Row<'_>) -> rusqlite::Result<State> {
+    let problem = || row.get::<_, String>("error").map(|error| Problem::from_body(error.as_bytes()));
+    Ok(match row.get::<_, u8>("status")? {
+        0 => State::NotStarted,
+        1 => State::Running(Progress {
+            step: row.get("step")?,
+            attempt: row.get("progress_attempt")?,
+            sequence: row.get("progress_sequence")?,
+            percent: row.get("percent")?,
+            message: row.get("message")?,
+            // What it put off is in next_send_at.
+            lease: None,
+        }),
+        2 => State::Succeeded,
+        3 => State::Failed(problem()?),
+        _ => State::Canceled(problem()?),
+    })
+}
+
+fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_millisecond(milliseconds)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, FromSqlError::other(error).into()))
+}
+
+fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
