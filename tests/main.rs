@@ -3,15 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
 mod cancel;
+mod cancelling;
 mod command_line;
 mod configuration;
 mod delivery;
 mod effects;
+mod event_log;
 mod faults;
 mod foreign;
 mod kill;
 mod lease;
 mod lifecycle;
+mod pipelines;
 mod publisher;
+mod retries;
+mod stand_in;
 mod store;
 mod validation;
