@@ -17,6 +17,10 @@ pub const DEFAULTS: &str = include_str!("../../../config/requestor.toml");
 /// Steps of a pipeline at most: they are stored with each operation.
 const STEPS_MAX: usize = 32;
 
+/// How long a provider must remember an outcome after its request's deadline, without what clocks may differ
+/// (ledger.retention there). A retry after that could have an effect twice.
+const RETRY_WINDOW_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// The requestor's configuration. What each key means is written in [`DEFAULTS`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -208,6 +212,10 @@ impl Config {
             operations.retention >= operations.retry_window,
             "operations.retention must be at least operations.retry_window, or what may be retried would be forgotten"
         );
+        anyhow::ensure!(
+            operations.retry_window <= RETRY_WINDOW_MAX,
+            "operations.retry_window must be at most 24h: a provider's ledger may forget an outcome a day after the deadline"
+        );
         anyhow::ensure!(self.retries.pause <= self.retries.pause_max, "retries.pause is above retries.pause_max");
         anyhow::ensure!(self.cancel.resend <= self.cancel.resend_max, "cancel.resend is above cancel.resend_max");
         anyhow::ensure!(!self.cancel.resend.is_zero(), "cancel.resend must be more than 0");
@@ -316,7 +324,9 @@ mod tests {
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains("pipelines.twice.steps") && error.contains(hint), "{error}");
         }
-        let forgotten = refused(|config| config.operations.retry_window = config.operations.retention * 2);
+        let too_long = refused(|config| config.operations.retry_window = Duration::from_secs(25 * 3600));
+        assert!(too_long.contains("24h"), "{too_long}");
+        let forgotten = refused(|config| config.operations.retention = Duration::from_secs(3600));
         assert!(forgotten.contains("retry_window"), "{forgotten}");
     }
 

@@ -239,3 +239,48 @@ fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_of_the_first_version_are_read_as_they_were() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrations().to_version(&mut connection, 1).unwrap();
+        let id = OperationId::new();
+        let insert =
+            "insert into operations (id, kind, status, created_at, updated_at, deadline, attempt, step, version,
+            sends, next_send_at) values (?1, 'echo', 0, 1, 2, 3, 1, 1, 1, 0, 4)";
+        connection.execute(insert, [id.0]).unwrap();
+        migrations().to_latest(&mut connection).unwrap();
+        let mut operation = load(&connection, id).unwrap().unwrap();
+        assert_eq!((operation.asks.as_str(), operation.position, operation.events), ("echo", 1, 0));
+        operation.cancel_requested = true;
+        operation.state = State::Canceled(Problem::canceled());
+        operation.steps = vec!["echo".into()];
+        save(&connection, &operation, false).unwrap();
+        operation.steps.clear();
+        assert_eq!(load(&connection, id).unwrap(), Some(operation), "the steps never change");
+    }
+
+    #[test]
+    fn what_is_stored_is_read_again() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrations().to_latest(&mut connection).unwrap();
+        let minute = std::time::Duration::from_secs(60);
+        let mut operation = Operation::new("pair", Timestamp::now(), minute, minute).through(&["a".into(), "b".into()]);
+        (operation.priority, operation.traceparent) = (Some(3), Some("00-ab-cd-01".into()));
+        save(&connection, &operation, true).unwrap();
+        assert_eq!(load(&connection, operation.id).unwrap().as_ref(), Some(&operation));
+        operation.asks = "b".into();
+        (operation.step, operation.position, operation.attempt, operation.attempts_before) = (3, 2, 5, 4);
+        (operation.cancel_requested, operation.cancels, operation.events, operation.version) = (true, 2, 9, 8);
+        operation.next_cancel_at = Some(operation.deadline);
+        operation.ended_at = Some(operation.created_at);
+        operation.last_problem = Some(Problem::canceled());
+        operation.state = State::Failed(Problem::deadline_exceeded());
+        save(&connection, &operation, false).unwrap();
+        assert_eq!(load(&connection, operation.id).unwrap(), Some(operation));
+    }
+}
