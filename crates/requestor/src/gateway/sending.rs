@@ -23,8 +23,8 @@ const UNROUTABLE_MIN: Duration = Duration::from_secs(1);
 /// been set up otherwise gets a chance.
 const INVALID_MAX: u32 = 3;
 
-/// A request that is on its way: what became of it, and how often it was sent then.
-pub(super) struct Pending(BoxFuture<'static, (RequestId, u32, Result<(), PublishError>)>);
+/// A request that is on its way, and in the end what became of it.
+pub(super) struct Pending(BoxFuture<'static, (Sent, Result<(), PublishError>)>);
 
 impl std::fmt::Debug for Pending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -58,8 +58,9 @@ impl Gateway {
                 std::future::ready(Err(error)).boxed()
             }
         };
-        let sends = operation.sends + 1;
-        let _ = self.0.confirms.send(Pending(confirm.map(move |result| (id, sends, result)).boxed()));
+        // When it is sent again depends on what becomes of it.
+        let sent = Sent { request: id, sends: operation.sends + 1, sent_at: now, next_send_at: now };
+        let _ = self.0.confirms.send(Pending(confirm.map(move |result| (sent, result)).boxed()));
         true
     }
 
@@ -103,11 +104,11 @@ impl Gateway {
         loop {
             tokio::select! {
                 Some(Pending(confirm)) = confirms.recv() => pending.push(confirm),
-                Some((request, sends, result)) = pending.next() => {
+                Some((one, result)) = pending.next() => {
                     crash::point("requestor.published");
-                    let next_send_at = after(Timestamp::now(), self.pause(sends, &result));
-                    sent.push(Sent { request, sends, next_send_at });
-                    self.count(request, &result).await;
+                    let next_send_at = after(Timestamp::now(), self.pause(one.sends, &result));
+                    sent.push(Sent { next_send_at, ..one });
+                    self.count(one.request, &result).await;
                 }
                 _ = tick.tick(), if !sent.is_empty() => self.note(std::mem::take(&mut sent)).await,
             }
@@ -116,7 +117,7 @@ impl Gateway {
 
     async fn note(&self, sent: Vec<Sent>) {
         let requests: Vec<_> = sent.iter().map(|sent| sent.request).collect();
-        if let Err(error) = self.0.store.sent(sent, Timestamp::now()).await {
+        if let Err(error) = self.0.store.sent(sent).await {
             tracing::warn!(%error, "cannot note which requests were sent; they are sent again");
         }
         let mut sending = self.sending();

@@ -40,7 +40,7 @@ impl Operation {
             Change::StepSucceeded { step, .. } => ("step-succeeded", json!({ "step": step, "next": self.asks })),
             Change::CancelRequested => ("cancel-requested", json!({})),
             Change::Retried => ("retried", json!({ "attempt": self.attempt, "deadline": self.deadline })),
-            Change::Late => ("late-outcome", json!(self.late_outcome.as_ref().map(|late| &late.status))),
+            Change::Late => ("late-outcome", self.late_data()),
             Change::Ended(_) => self.end_data()?,
         };
         Some(self.entry(now, event_type, data))
@@ -76,6 +76,14 @@ impl Operation {
             data["fallback"] = self.asks.as_str().into();
         }
         data
+    }
+
+    fn late_data(&self) -> Value {
+        let Some(late) = &self.late_outcome else { return json!({}) };
+        match &late.error {
+            None => json!({ "status": late.status }),
+            Some(problem) => json!({ "status": late.status, "problem": summary(problem) }),
+        }
     }
 
     fn end_data(&self) -> Option<(&'static str, Value)> {

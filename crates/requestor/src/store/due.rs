@@ -33,21 +33,21 @@ impl Store {
             .await
     }
 
-    /// Notes what was sent by `now`. Nothing depends on it: a request that is sent once more does no harm.
+    /// Notes what was sent. Nothing depends on it: a request that is sent once more does no harm.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn sent(&self, sent: Vec<Sent>, now: Timestamp) -> Result<(), StoreError> {
-        // A provider may have spoken in the meantime; what it put off stays as it put it off.
+    pub async fn sent(&self, sent: Vec<Sent>) -> Result<(), StoreError> {
+        // What a provider has said since, of how long to wait, stands.
         let sql = "update operations set sends = ?2,
-                next_send_at = iif(progress_sequence > 0 and next_send_at > ?6, next_send_at, ?3)
+                next_send_at = iif(progress_sequence > 0 and updated_at >= ?6, next_send_at, ?3)
             where id = ?1 and status < 2 and step = ?4 and attempt = ?5";
         self.database
             .write(move |connection| {
                 let mut statement = connection.prepare_cached(sql)?;
-                for Sent { request, sends, next_send_at } in sent {
-                    let (at, now) = (next_send_at.as_millisecond(), now.as_millisecond());
-                    statement.execute(params![request.id.0, sends, at, request.step, request.attempt, now])?;
+                for Sent { request, sends, sent_at, next_send_at } in sent {
+                    let (next, sent_at) = (next_send_at.as_millisecond(), sent_at.as_millisecond());
+                    statement.execute(params![request.id.0, sends, next, request.step, request.attempt, sent_at])?;
                 }
                 Ok(())
             })

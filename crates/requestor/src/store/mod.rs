@@ -60,6 +60,8 @@ pub struct Sent {
     pub request: RequestId,
     /// How often it has been sent now.
     pub sends: u32,
+    /// When it was given to the publisher.
+    pub sent_at: Timestamp,
     /// When to send it again unless something is heard of it.
     pub next_send_at: Timestamp,
 }
