@@ -9,6 +9,7 @@ mod delivery;
 mod effects;
 mod faults;
 mod foreign;
+mod hostile;
 mod kill;
 mod lease;
 mod lifecycle;
