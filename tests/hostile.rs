@@ -410,6 +410,28 @@ async fn a_message_that_kills_the_connection_fails_alone() {
     host.delete().await;
 }
 
+/// A row that no code of ours would have written; what it says cannot be sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_request_that_cannot_be_sent_fails_alone() {
+    let mut pair = Pair::prepare().await;
+    pair.start_requestor();
+    pair.ready().await;
+    let bad = pair.submit("echo", &json!("bad")).await;
+    let good = pair.submit("echo", &json!("good")).await;
+    pair.stop_requestor().await;
+    let url = sqlite(pair.folder.path(), "requestor");
+    let file = rusqlite::Connection::open(url.expose().strip_prefix("sqlite://").unwrap()).unwrap();
+    let id: uuid::Uuid = bad.parse().unwrap();
+    let sql = "update operations set traceparent = ?2 where id = ?1";
+    assert_eq!(file.execute(sql, rusqlite::params![id, "x".repeat(200 * 1024)]).unwrap(), 1);
+    drop(file);
+    pair.start_requestor();
+    pair.start_provider();
+    assert_eq!(pair.result(&good).await, "good");
+    assert_eq!(problem_type(&pair.ended(&bad).await["error"]), "unpublishable");
+    pair.finish().await;
+}
+
 /// The real programs, since what is at stake is the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn header_bombs_stop_no_process_and_cost_no_connection() {
