@@ -7,11 +7,15 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
-/// Arrays and objects within one another. Payloads made by hand have fewer than ten; whoever works on a payload after
+/// Arrays and objects within one another.
+///
+/// Payloads made by hand have fewer than ten; whoever works on a payload after
 /// us may recurse, and `serde_json` itself stops at 128.
 pub const DEPTH_MAX: usize = 64;
 
-/// Values in one document. A value of two bytes on the wire takes 32 in memory, so this bounds a document to a few MiB
+/// Values in one document.
+///
+/// A value of two bytes on the wire takes 32 in memory, so this bounds a document to a few MiB
 /// whatever it consists of, and is far more than a body of the default 256 KiB needs in practice.
 pub const VALUES_MAX: usize = 100_000;
 

@@ -5,12 +5,16 @@ use std::process::Command;
 
 /// What the standard library takes as the size of threads' stacks.
 const VARIABLE: &str = "RUST_MIN_STACK";
-/// Stacks of threads, in bytes. lapin reads headers by recursion, without a limit, on a thread of its own that ends the
+/// Stacks of threads, in bytes.
+///
+/// lapin reads headers by recursion, without a limit, on a thread of its own that ends the
 /// process when its stack does. A frame of 128 KiB holds 26,000 levels, which take up to 7 KiB each in a debug build. Only
 /// what is touched of it is ever allocated.
 const BYTES: &str = "268435456";
 
-/// Replaces this process by itself with larger stacks, unless that was done or somebody has chosen their size. To be
+/// Replaces this process by itself with larger stacks, unless that was done or somebody has chosen their size.
+///
+/// To be
 /// called first in `main`, while there is nothing to lose. Returns if it is of no use or cannot be done.
 pub fn enlarge() {
     let mut arguments = std::env::args_os();

@@ -6,6 +6,19 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString};
 use proptest::option::of;
 use proptest::prelude::*;
 
+const NAMES: &[&str] = &[
+    "attempt",
+    "step",
+    "deadline",
+    "traceparent",
+    "sequence",
+    "percent",
+    "lease",
+    "retry-after",
+    "retryable",
+    "version",
+    "x",
+];
 const BODY_BYTES_MAX: usize = 1000;
 
 fn value() -> impl Strategy<Value = AMQPValue> {
@@ -31,8 +44,7 @@ fn value() -> impl Strategy<Value = AMQPValue> {
 }
 
 fn headers(value: impl Strategy<Value = AMQPValue>) -> impl Strategy<Value = FieldTable> {
-    let names = ["attempt", "step", "deadline", "traceparent", "sequence", "percent", "lease", "retry-after"];
-    let names = prop_oneof![prop::sample::select(&names[..]), prop::sample::select(&["retryable", "version", "x"][..])];
+    let names = prop::sample::select(NAMES);
     prop::collection::vec((names, value), 0..6).prop_map(|entries| {
         let mut table = FieldTable::default();
         for (name, value) in entries {

@@ -108,7 +108,9 @@ pub enum ReturnAddress {
 }
 
 impl ReturnAddress {
-    /// Reads the `reply_to` of a message. Of our own queues only the reply queues are addresses: a sender must not be
+    /// Reads the `reply_to` of a message.
+    ///
+    /// Of our own queues only the reply queues are addresses: a sender must not be
     /// able to direct a reply among the requests, wishes to cancel or dead letters.
     #[must_use]
     pub fn parse(reply_to: &str) -> Option<Self> {
