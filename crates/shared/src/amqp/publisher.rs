@@ -21,9 +21,6 @@ pub enum PublishError {
     /// The broker refused it, for example because the queue is full; or closed the channel, for it may not publish.
     #[error("the broker refused the message")]
     Refused,
-    /// The broker closed the channel because of what this message is, for example larger than it takes.
-    #[error("the broker cannot take such a message")]
-    Invalid,
     /// It may or may not have been published: the session failed or the confirm did not come in time.
     #[error("it is not known whether the message was published")]
     Unknown,
