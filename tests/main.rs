@@ -11,6 +11,7 @@ mod effects;
 mod event_log;
 mod faults;
 mod foreign;
+mod hostile;
 mod kill;
 mod lease;
 mod lifecycle;

@@ -7,7 +7,8 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::database::DatabaseError;
-use shared::message::Content;
+use shared::json::{self, JsonError};
+use shared::message::{Content, JSON, UNNAMED};
 use shared::problem::Problem;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,12 +115,47 @@ where
     Handler::Transactional(Arc::new(move |content, transaction| write(&function(read(content)?, transaction)?)))
 }
 
+/// Reads what a typed handler asks for. A message without a content type is taken for JSON, as plain RPC clients send it.
 fn read<T: DeserializeOwned>(content: &Content) -> Result<T, Failure> {
-    serde_json::from_slice(&content.body).map_err(|error| Failure::invalid("", format!("unreadable request: {error}")))
+    let essence = content.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence != JSON && !essence.ends_with("+json") && essence != UNNAMED {
+        let detail = format!("send the request as {JSON}, not {essence:.64}");
+        return Err(Failure::Permanent(Problem::new("unsupported-media-type", 415, "Unsupported media type", detail)));
+    }
+    json::read(&content.body).map_err(|error| match error {
+        JsonError::Unfit(why) => Failure::invalid("", format!("unreadable request: {why}")),
+        hostile => Failure::Permanent(hostile.into()),
+    })
 }
 
 fn write(reply: &impl Serialize) -> Result<Content, Failure> {
     serde_json::to_vec(reply).map(Content::json).map_err(|error| {
         Failure::Permanent(Problem::new("provider-error", 500, "The reply cannot be written", error.to_string()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem_of(content_type: &str, body: &str) -> Problem {
+        let content = Content { content_type: content_type.into(), body: body.to_owned().into() };
+        match read::<serde_json::Value>(&content) {
+            Err(Failure::Permanent(problem)) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_typed_handler_reads_json_that_everybody_reads_alike() {
+        let twice = problem_of(JSON, r#"{"quantity":1,"quantity":100}"#);
+        assert!(twice.is("hostile-json") && twice.detail.unwrap().contains("quantity"));
+        assert!(problem_of(JSON, &"[".repeat(100)).is("hostile-json"));
+        assert!(problem_of(JSON, "\u{feff}1").is("not-json"));
+        assert!(problem_of("text/xml", "1").is("unsupported-media-type"));
+        for fine in [JSON, "application/json; charset=utf-8", "application/cloudevents+json", UNNAMED] {
+            let content = Content { content_type: fine.into(), body: "1".into() };
+            assert_eq!(read::<u32>(&content).unwrap(), 1, "{fine}");
+        }
+    }
 }

@@ -28,6 +28,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    shared::stack::enlarge();
     let arguments = Arguments::parse();
     let config = match Config::load(arguments.config.as_deref()) {
         Ok(config) => config,

@@ -2,7 +2,7 @@ use crate::rules::{Retries, Rules, RulesByKind};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
-use shared::config::{SecretUrl, duration};
+use shared::config::{SecretUrl, duration, list};
 use shared::http::ServerLimits;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
@@ -29,6 +29,7 @@ pub struct Config {
     pub group: String,
     pub http: HttpConfig,
     pub broker: BrokerConfig,
+    pub replies: RepliesConfig,
     pub store: StoreConfig,
     pub operations: OperationsConfig,
     pub retries: Retries,
@@ -56,6 +57,15 @@ pub struct HttpConfig {
     pub waiters_max: usize,
     pub page_size_max: usize,
     pub limits: ServerLimits,
+}
+
+/// The section `[replies]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct RepliesConfig {
+    #[serde(deserialize_with = "list")]
+    pub users: Vec<String>,
 }
 
 /// The section `[store]`.

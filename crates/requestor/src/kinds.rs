@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Violations that are told at most; a body of many small mistakes must not make a large answer.
 const VIOLATIONS_MAX: usize = 50;
+/// The longest detail and the longest pointer of one violation, in bytes.
+const VIOLATION_BYTES_MAX: usize = 512;
 
 /// The kinds that this requestor knows.
 #[derive(Debug)]
@@ -69,6 +71,12 @@ impl Kinds {
     }
 }
 
+/// The validator repeats what violates, which may be most of the body, once for each violation.
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(VIOLATION_BYTES_MAX));
+    text
+}
+
 fn read_schema(name: &str, settings: &KindConfig) -> anyhow::Result<Option<Value>> {
     let Some(path) = &settings.schema else { return Ok(None) };
     let text = std::fs::read(path).with_context(|| format!("kinds.{name}.schema: cannot read {}", path.display()))?;
@@ -86,7 +94,8 @@ impl Kind {
         let violations: Vec<Value> = validator
             .iter_errors(request)
             .take(VIOLATIONS_MAX)
-            .map(|error| json!({ "pointer": error.instance_path().to_string(), "detail": error.to_string() }))
+            .map(|error| (error.instance_path().to_string(), error.to_string()))
+            .map(|(pointer, detail)| json!({ "pointer": cut(pointer), "detail": cut(detail) }))
             .collect();
         if violations.is_empty() {
             return Ok(());

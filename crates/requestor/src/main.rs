@@ -6,5 +6,6 @@ use requestor::cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    shared::stack::enlarge();
     cli::main(cli::Arguments::parse())
 }

@@ -3,6 +3,8 @@
 //! A thing enters this crate only when both sides need it today.
 #![forbid(unsafe_code)]
 
+/// JSON from strangers: limits before anything is built from it.
+pub mod json;
 /// The wire contract: requests, progress, replies and how each looks as an AMQP message.
 pub mod message;
 /// Problem details (RFC 9457), the one shape of every error that leaves a service.
@@ -26,5 +28,7 @@ pub mod exit;
 pub mod http;
 /// SIGTERM and SIGINT as one token.
 pub mod shutdown;
+/// Stacks of threads that no message can exhaust.
+pub mod stack;
 /// Logs and metrics.
 pub mod telemetry;

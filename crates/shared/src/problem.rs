@@ -1,3 +1,4 @@
+use crate::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -86,7 +87,7 @@ impl Problem {
     /// Reads a problem that another program wrote. What is no problem document becomes the detail of one.
     #[must_use]
     pub fn from_body(body: &[u8]) -> Self {
-        let mut problem = serde_json::from_slice::<Self>(body).unwrap_or_else(|_| {
+        let mut problem = json::read::<Self>(body).unwrap_or_else(|_| {
             let text = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
             Self::new("provider-error", 500, "The provider reported an error", text)
         });

@@ -258,6 +258,28 @@ impl VirtualHost {
         queues.iter().map(|queue| queue["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// Makes a user of the broker who may do everything in this virtual host; the URL that it connects with.
+    ///
+    /// # Panics
+    /// When the management interface does not.
+    pub async fn add_user(&self, name: &str) -> String {
+        self.call("PUT", &format!("users/{name}"), r#"{"password":"secret","tags":""}"#).await;
+        let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+        self.call("PUT", &format!("permissions/{}/{name}", self.name), everything).await;
+        let mut url = Url::parse(&self.url).unwrap();
+        url.set_username(name).unwrap();
+        url.set_password(Some("secret")).unwrap();
+        url.into()
+    }
+
+    /// Removes a user.
+    ///
+    /// # Panics
+    /// When the management interface does not.
+    pub async fn delete_user(&self, name: &str) {
+        self.call("DELETE", &format!("users/{name}"), "").await;
+    }
+
     /// A connection of the test's own.
     ///
     /// # Panics

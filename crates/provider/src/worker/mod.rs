@@ -16,7 +16,8 @@ use lapin::{Acker, Consumer};
 use running::{Canceled, Joined, Running};
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
-    Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, header_number, return_address, step_of,
+    Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, check_request, header_number,
+    return_address, step_of,
 };
 use shared::problem::Problem;
 use shared::topology;
@@ -183,10 +184,9 @@ impl Worker {
     async fn accept(&self, kind: &str, mut delivery: Delivery) -> anyhow::Result<()> {
         let received = Instant::now();
         let deliveries = header_number(&delivery.properties, "x-delivery-count").unwrap_or_default();
-        let request = Request::from_delivery(kind, &mut delivery).and_then(|request| self.answerable(request));
-        let request = match request {
+        let request = match self.read(kind, &mut delivery) {
             Ok(request) => request,
-            Err(error) => return self.refuse(kind, delivery, error).await,
+            Err(problem) => return self.refuse(kind, delivery, problem).await,
         };
         let (identity, mut acker) = (request.identity(), Some(delivery.acker));
         let joined = identity.as_ref().zip(acker.take_if(|_| identity.is_some()));
@@ -207,6 +207,11 @@ impl Worker {
         Ok(())
     }
 
+    fn read(&self, kind: &str, delivery: &mut Delivery) -> Result<Request, Problem> {
+        check_request(delivery, self.0.config.broker.message_bytes_max)?;
+        Ok(self.answerable(Request::from_delivery(kind, delivery)?)?)
+    }
+
     /// A request that nobody could be answered is not carried out.
     fn answerable(&self, request: Request) -> Result<Request, Unreadable> {
         match &request.reply_to {
@@ -220,15 +225,14 @@ impl Worker {
     }
 
     /// Counts and answers what is no request of ours, and is done with it: another delivery would not help.
-    async fn refuse(&self, kind: &str, delivery: Delivery, error: Unreadable) -> anyhow::Result<()> {
+    async fn refuse(&self, kind: &str, delivery: Delivery, problem: Problem) -> anyhow::Result<()> {
         let queue = topology::request_queue(kind);
         metrics::counter!("arr_unreadable_total", "queue" => queue.clone()).increment(1);
-        tracing::warn!(queue, %error, "unreadable message refused");
+        tracing::warn!(queue, problem = problem.detail, "unreadable message refused");
         let properties = &delivery.properties;
         let address = return_address(properties)
             .filter(|address| self.0.config.replies.foreign || matches!(address, ReturnAddress::Group(_)));
         if let Some(address) = address {
-            let problem = Problem::new("unreadable-message", 400, "The message is no request", error.to_string());
             let reply = Reply::new(step_of(properties), attempt_of(properties), Outcome::Failed(problem));
             let correlation_id = properties.correlation_id().as_ref().map_or("", |id| id.as_str());
             if let Ok(message) = answer(&address, correlation_id, &reply) {

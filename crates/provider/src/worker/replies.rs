@@ -2,8 +2,7 @@
 
 use super::{NoReply, Worker};
 use shared::amqp::PublishError;
-use shared::message::{Message, Outcome, Reply, Request, ReturnAddress, answer};
-use shared::problem::Problem;
+use shared::message::{Message, Reply, Request, ReturnAddress, answer};
 use std::time::Duration;
 
 /// How often a reply that no queue takes is published before the request is given back.
@@ -16,7 +15,8 @@ const REPLY_PAUSE_MAX: Duration = Duration::from_secs(5);
 impl Worker {
     pub(super) async fn reply(&self, request: &Request, reply: Reply) -> Result<(), NoReply> {
         let Some(address) = &request.reply_to else { return Ok(()) };
-        match answer(address, &request.correlation_id, &self.fitting(reply)) {
+        let reply = self.fitting(reply);
+        match answer(address, &request.correlation_id, &reply) {
             Ok(message) => {
                 self.publish_reply(message, address).await?;
                 shared::crash::point("provider.replied");
@@ -31,15 +31,7 @@ impl Worker {
 
     /// A result that no message can carry becomes a failure that says so.
     pub(super) fn fitting(&self, reply: Reply) -> Reply {
-        let limit = self.0.config.broker.message_bytes_max;
-        match &reply.outcome {
-            Outcome::Succeeded(content) if content.body.len() > limit => {
-                let detail = format!("the result has {} bytes, more than {limit}", content.body.len());
-                let problem = Problem::new("result-too-large", 500, "Result too large", detail);
-                Reply { outcome: Outcome::Failed(problem), ..reply }
-            }
-            _ => reply,
-        }
+        reply.at_most(self.0.config.broker.message_bytes_max)
     }
 
     /// Publishes until the broker has it, over as many sessions as it takes; gives up when no queue takes it.

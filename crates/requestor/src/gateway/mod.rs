@@ -13,11 +13,12 @@ use crate::watch::Watch;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use lapin::Channel;
 use lapin::message::Delivery;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel};
 use sending::Pending;
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle, Status, Supervisor};
-use shared::message::{OperationId, Progress, Reply, Unreadable};
+use shared::message::{OperationId, Progress, Reply, Unreadable, check_headers};
 use shared::{crash, topology};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -42,6 +43,9 @@ struct Inner {
     watch: Watch,
     pace: Pace,
     publisher: Publisher,
+    /// `replies.users`.
+    users: Vec<String>,
+    message_bytes_max: usize,
     status: watch::Sender<Status>,
     confirms: mpsc::UnboundedSender<Pending>,
     /// Requests that wait to be published or confirmed: sending them once more now would only add to the queue.
@@ -72,6 +76,8 @@ impl Gateway {
             watch,
             pace,
             publisher,
+            users: config.replies.users.clone(),
+            message_bytes_max: config.broker.message_bytes_max,
             status: Status::channel(),
             confirms,
             sending: Mutex::default(),
@@ -127,7 +133,8 @@ impl Gateway {
         tokio::try_join!(
             session.publish_from(publish),
             self.receive(&channel, &replies, |delivery| {
-                Reply::from_delivery(delivery).map(|(id, reply)| (id, Event::Reply(reply)))
+                let (id, reply) = Reply::from_delivery(delivery)?;
+                Ok((id, Event::Reply(reply.at_most(self.0.message_bytes_max))))
             }),
             async {
                 let channel = session.consume_channel().await?;
@@ -152,13 +159,27 @@ impl Gateway {
         while let Some(chunk) = deliveries.next().await {
             let mut chunk = chunk.into_iter().collect::<lapin::Result<Vec<_>>>()?;
             crash::point("requestor.received");
-            join_all(chunk.iter_mut().map(|delivery| self.take(parse(delivery), queue))).await;
+            join_all(chunk.iter_mut().map(|delivery| {
+                let parsed = self.believed(&delivery.properties).and_then(|()| parse(delivery));
+                self.take(parsed, queue)
+            }))
+            .await;
             crash::point("requestor.stored");
             if let Some(last) = chunk.last() {
                 amqp::settle(&last.acker, Settle::AckAll).await?;
             }
         }
         anyhow::bail!("the consumer of {queue} was cancelled")
+    }
+
+    /// Whether a message comes from who may answer, and has headers as an honest sender has.
+    fn believed(&self, properties: &BasicProperties) -> Result<(), Unreadable> {
+        // The broker has checked that the sender is who it says.
+        let user = properties.user_id().as_ref().map_or("", ShortString::as_str);
+        if !self.0.users.is_empty() && !self.0.users.iter().any(|known| known == user) {
+            return Err(Unreadable(format!("{user:?} is none of replies.users")));
+        }
+        check_headers(properties)
     }
 
     /// Applies one event, however long the store cannot take it: the message waits at the broker meanwhile.

@@ -11,13 +11,10 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
-use shared::crash;
-use shared::message::Content;
+use shared::message::{self, Content};
 use shared::problem::Problem;
+use shared::{crash, json};
 use std::time::Duration;
-
-/// The longest `traceparent` that is passed on: version 00 has 55 characters (W3C Trace Context).
-const TRACEPARENT_BYTES_MAX: usize = 55;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,8 +40,7 @@ pub(super) async fn submit(
     require_json(&headers)?;
     let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
     let body = read_body(&app, body).await?;
-    let request: Value = serde_json::from_slice(&body).map_err(not_json)?;
-    kind.validate(&request)?;
+    kind.validate(&json::read::<Value>(&body).map_err(Problem::from)?)?;
 
     let now = Timestamp::now();
     let mut operation = Operation::new(&name, now, timeout, app.0.unconfirmed).through(&kind.steps);
@@ -92,7 +88,16 @@ async fn answer(app: &App, mut operation: Operation, headers: &HeaderMap) -> Res
 fn require_json(headers: &HeaderMap) -> Result<(), Error> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(Error::unsupported_media_type(given)) }
+    if !essence.eq_ignore_ascii_case(message::JSON) {
+        return Err(Error::unsupported_media_type(given));
+    }
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => {
+            let detail = format!("send the body as it is, without Content-Encoding: {encoding:?}");
+            Err(Problem::new("unsupported-media-type", 415, "Unsupported media type", detail).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn timeout(headers: &HeaderMap, default: Duration, longest: Duration) -> Result<Duration, Error> {
@@ -107,9 +112,10 @@ pub(super) fn timeout(headers: &HeaderMap, default: Duration, longest: Duration)
     Ok(timeout)
 }
 
+/// The one header of a caller's that goes into a message. `tracestate` does not: it is free text of others.
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let value = headers.get("traceparent")?.to_str().ok()?;
-    (value.len() <= TRACEPARENT_BYTES_MAX).then(|| value.to_owned())
+    message::is_traceparent(value).then(|| value.to_owned())
 }
 
 async fn read_body(app: &App, body: Body) -> Result<Bytes, Error> {
@@ -134,8 +140,4 @@ fn not_accepted(error: StoreError) -> Error {
         detail.push_str("; nothing was accepted");
     }
     error
-}
-
-fn not_json(error: serde_json::Error) -> Error {
-    Problem::new("not-json", 400, "The request is not JSON", error.to_string()).into()
 }

@@ -4,7 +4,7 @@ use futures_util::future::{join_all, try_join_all};
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection, ErrorKind};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,22 +21,29 @@ pub enum PublishError {
     /// The broker refused it, for example because the queue is full; or closed the channel, for it may not publish.
     #[error("the broker refused the message")]
     Refused,
-    /// The broker closed the channel because of what this message is, for example larger than it takes.
-    #[error("the broker cannot take such a message")]
-    Invalid,
     /// It may or may not have been published: the session failed or the confirm did not come in time.
     #[error("it is not known whether the message was published")]
     Unknown,
     /// More messages wait than `broker.publish_queue_max`.
     #[error("too many messages wait to be published")]
     Full,
+    /// The broker closed the channel or the connection because of what this message is, for example larger than it
+    /// takes; or each connection was lost on which it was published alone.
+    #[error("the broker cannot take such a message")]
+    Invalid,
     /// The payload is larger than `broker.message_bytes_max`.
     #[error("the payload has {0} bytes, more than broker.message_bytes_max")]
     TooLarge(usize),
 }
 
+/// Connections that may be lost with one message alone in flight before it is taken for the cause. That this happens by
+/// chance so often, one after the other, is unlikely; each costs everybody a new connection.
+const CONNECTIONS_LOST_MAX: u32 = 3;
+
 struct Job {
     message: Message,
+    /// Connections that were lost while this was the one message in flight.
+    lost: u32,
     done: Option<oneshot::Sender<Result<(), PublishError>>>,
 }
 
@@ -51,10 +58,30 @@ pub struct Publisher {
 #[derive(Debug)]
 pub struct PublishQueue {
     jobs: mpsc::Receiver<Job>,
+    /// What is published and not confirmed: one batch. It is kept here, since a lost connection ends the future that
+    /// publishes it.
+    in_flight: Vec<Job>,
     /// What was in a batch that failed: at most one batch.
-    suspects: Vec<Job>,
+    suspects: VecDeque<Job>,
     batch_max: usize,
     confirm_timeout: Duration,
+}
+
+impl Job {
+    fn new(message: Message, done: Option<oneshot::Sender<Result<(), PublishError>>>) -> Self {
+        Self { message, lost: 0, done }
+    }
+
+    /// Whether somebody waits for it: others, and hints, are not worth a try alone.
+    fn is_awaited(&self) -> bool {
+        self.done.as_ref().is_some_and(|done| !done.is_closed())
+    }
+
+    fn end(self, result: Result<(), PublishError>) {
+        if let Some(done) = self.done {
+            let _ = done.send(result);
+        }
+    }
 }
 
 impl std::fmt::Debug for Job {
@@ -70,7 +97,8 @@ pub fn publisher(config: &BrokerConfig) -> (Publisher, PublishQueue) {
     let publisher = Publisher { jobs: sender, message_bytes_max: config.message_bytes_max };
     let queue = PublishQueue {
         jobs,
-        suspects: Vec::new(),
+        in_flight: Vec::new(),
+        suspects: VecDeque::new(),
         batch_max: config.publish_batch_max,
         confirm_timeout: config.confirm_timeout,
     };
@@ -85,7 +113,7 @@ impl Publisher {
     pub async fn publish(&self, message: Message) -> Result<(), PublishError> {
         self.check(&message)?;
         let (done, confirmed) = oneshot::channel();
-        self.jobs.send(Job { message, done: Some(done) }).await.map_err(|_| PublishError::Unknown)?;
+        self.jobs.send(Job::new(message, Some(done))).await.map_err(|_| PublishError::Unknown)?;
         confirmed.await.unwrap_or(Err(PublishError::Unknown))
     }
 
@@ -99,14 +127,14 @@ impl Publisher {
     ) -> Result<impl Future<Output = Result<(), PublishError>> + use<>, PublishError> {
         self.check(&message)?;
         let (done, confirmed) = oneshot::channel();
-        self.jobs.try_send(Job { message, done: Some(done) }).map_err(|_| PublishError::Full)?;
+        self.jobs.try_send(Job::new(message, Some(done))).map_err(|_| PublishError::Full)?;
         Ok(async move { confirmed.await.unwrap_or(Err(PublishError::Unknown)) })
     }
 
     /// Publishes `message` if there is room, and forgets it: for progress, which may be lost.
     pub fn hint(&self, message: Message) {
         if self.check(&message).is_ok() {
-            let _ = self.jobs.try_send(Job { message, done: None });
+            let _ = self.jobs.try_send(Job::new(message, None));
         }
     }
 
@@ -126,24 +154,27 @@ impl PublishQueue {
     /// nothing; but when all of a batch are there, so are all its returned messages, and their ids tell.
     ///
     /// What fails as a batch is published again one by one on the next channel, so that a message that the broker
-    /// will not have fails alone.
+    /// will not have fails alone. One that loses its connection is tried again behind the others, and given up when
+    /// it has lost three.
     pub(super) async fn publish_on(
         &mut self,
         connection: &Connection,
         channel: &Channel,
         user: Option<&str>,
     ) -> anyhow::Result<()> {
+        // What a session left here that was lost before this task could see why.
+        self.keep(None);
         loop {
-            let mut batch = Vec::with_capacity(self.batch_max);
-            match self.suspects.pop() {
-                Some(suspect) => batch.push(suspect),
-                None if self.jobs.recv_many(&mut batch, self.batch_max).await == 0 => return Ok(()),
+            match self.suspects.pop_front() {
+                Some(suspect) => self.in_flight.push(suspect),
+                None if self.jobs.recv_many(&mut self.in_flight, self.batch_max).await == 0 => return Ok(()),
                 None => {}
             }
-            match self.confirmed(connection, publish_batch(channel, user, &batch)).await {
-                Ok(confirmations) => settle(batch, &confirmations),
+            match self.confirmed(connection, publish_batch(channel, user, &self.in_flight)).await {
+                Ok(confirmations) => settle(std::mem::take(&mut self.in_flight), &confirmations),
                 Err(error) => {
-                    self.keep(batch, &error);
+                    let lost = !connection.status().connected();
+                    self.keep(Some(alone(&error)).filter(|result| !lost || *result == PublishError::Invalid));
                     return Err(error);
                 }
             }
@@ -167,12 +198,24 @@ impl PublishQueue {
         }
     }
 
-    fn keep(&mut self, mut batch: Vec<Job>, error: &anyhow::Error) {
+    /// Keeps what was in flight for another try, unless it was alone and `verdict` is known of it, which is none when
+    /// the connection was lost.
+    fn keep(&mut self, verdict: Option<PublishError>) {
+        let mut batch = std::mem::take(&mut self.in_flight);
         if batch.len() > 1 {
-            // Those that nobody waits for any more, and hints, are not worth a try each.
-            self.suspects.extend(batch.into_iter().filter(|job| job.done.as_ref().is_some_and(|d| !d.is_closed())));
-        } else if let Some(done) = batch.pop().and_then(|job| job.done) {
-            let _ = done.send(Err(alone(error)));
+            self.suspects.extend(batch.into_iter().filter(Job::is_awaited));
+            return;
+        }
+        let Some(mut job) = batch.pop() else { return };
+        job.lost += 1;
+        match verdict {
+            Some(error) => job.end(Err(error)),
+            None if job.lost >= CONNECTIONS_LOST_MAX => {
+                tracing::error!(message_id = %job.message.message_id, "each connection was lost that it was published on");
+                job.end(Err(PublishError::Invalid));
+            }
+            None if job.is_awaited() => self.suspects.push_back(job),
+            None => {}
         }
     }
 }
@@ -194,9 +237,7 @@ fn settle(batch: Vec<Job>, confirmations: &[Confirmation]) {
             Confirmation::Ack(_) if returned.contains(&job.message.message_id) => Err(PublishError::Unroutable),
             Confirmation::Ack(_) => Ok(()),
         };
-        if let Some(done) = job.done {
-            let _ = done.send(result);
-        }
+        job.end(result);
     }
 }
 

@@ -2,14 +2,27 @@
 
 use super::{
     CANCEL, Cancel, Content, ERROR, OperationId, Outcome, PROGRESS, PROGRESS_MESSAGE_BYTES_MAX, Progress, REPLY,
-    REQUEST, Reply, Request, ReturnAddress, Unreadable,
+    REQUEST, Reply, Request, ReturnAddress, UNNAMED, Unreadable,
 };
+use crate::json;
 use crate::problem::Problem;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::Deserialize;
 use std::time::Duration;
+
+/// The version of this protocol, in the header `version` of requests; absent is 1.
+pub const VERSION: i64 = 1;
+/// Values in the headers of one message. We read ten, and dead-lettering adds about twenty.
+const HEADERS_MAX: usize = 256;
+/// Bytes in the headers of one message. Ours have less than 300, and a history of dead-lettering a few KiB.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Tables and arrays within one another in headers. A history of dead-lettering (`x-death`) is an array of tables that
+/// hold arrays.
+const HEADER_DEPTH_MAX: usize = 8;
+/// The body of a progress report: its text, with escapes, and what other providers may add.
+const PROGRESS_BODY_BYTES_MAX: usize = 4096;
 
 impl Request {
     /// Reads a request that came through the queue of `kind`.
@@ -46,7 +59,7 @@ impl Request {
             expiration: expiration(properties),
             reply_to: return_address(properties),
             priority: *properties.priority(),
-            traceparent: header_text(properties, "traceparent").map(str::to_owned),
+            traceparent: header_text(properties, "traceparent").filter(|text| is_traceparent(text)).map(str::to_owned),
             content: take_content(delivery),
         })
     }
@@ -66,7 +79,10 @@ impl Progress {
         struct Body {
             message: Option<String>,
         }
-        let body: Body = serde_json::from_slice(&delivery.data).map_err(|e| Unreadable(format!("no JSON: {e}")))?;
+        if delivery.data.len() > PROGRESS_BODY_BYTES_MAX {
+            return Err(Unreadable(format!("the report has {} bytes", delivery.data.len())));
+        }
+        let body: Body = json::read(&delivery.data).map_err(|error| Unreadable(format!("no report: {error}")))?;
         let message = body.message.map(|mut text| {
             text.truncate(text.floor_char_boundary(PROGRESS_MESSAGE_BYTES_MAX));
             text
@@ -100,7 +116,15 @@ impl Reply {
         let retry_after = milliseconds(properties, "retry-after");
         let retryable = matches!(header(properties, "retryable"), Some(AMQPValue::Boolean(true)));
         let outcome = match properties.kind().as_ref().map(ShortString::as_str) {
-            Some(REPLY) | None => Outcome::Succeeded(take_content(delivery)),
+            Some(REPLY) | None => match encoding(properties) {
+                None => Outcome::Succeeded(take_content(delivery)),
+                Some(encoding) => Outcome::Failed(Problem::new(
+                    "provider-error",
+                    500,
+                    "The provider's reply cannot be read",
+                    format!("the result is encoded as {encoding:.32?}; providers must send it as it is"),
+                )),
+            },
             Some(ERROR) => Outcome::Failed(Problem::from_body(&delivery.data)),
             Some(other) => return Err(Unreadable(format!("a message of type {other:?} is no reply"))),
         };
@@ -129,6 +153,104 @@ impl Cancel {
             reply_to: reply_to.ok_or_else(|| Unreadable("reply_to names no requestor group".into()))?,
         })
     }
+}
+
+/// Checks everything of a request but what it asks: headers, size, encoding and version.
+///
+/// # Errors
+/// The problem to answer with.
+pub fn check_request(delivery: &Delivery, body_bytes_max: usize) -> Result<(), Problem> {
+    let properties = &delivery.properties;
+    check_headers(properties)?;
+    if delivery.data.len() > body_bytes_max {
+        let detail = format!("the request has {} bytes, more than {body_bytes_max}", delivery.data.len());
+        return Err(Problem::new("too-large", 413, "Request too large", detail).with("limit", body_bytes_max));
+    }
+    if let Some(encoding) = encoding(properties) {
+        let detail = format!("the request is encoded as {encoding:.32?}; send it as it is");
+        return Err(Problem::new("unsupported-media-type", 415, "Unsupported media type", detail));
+    }
+    match header(properties, "version") {
+        None => Ok(()),
+        Some(_) if header_number(properties, "version") == Some(VERSION) => Ok(()),
+        Some(_) => {
+            let detail = format!("this provider knows version {VERSION} of the protocol only");
+            Err(Problem::new("unsupported-version", 400, "Unsupported version", detail)
+                .with("supported", vec![VERSION]))
+        }
+    }
+}
+
+/// Checks that the headers of a message are not more than an honest sender needs.
+///
+/// # Errors
+/// [`Unreadable`] with the limit that they exceed.
+pub fn check_headers(properties: &BasicProperties) -> Result<(), Unreadable> {
+    header_bytes(properties).map(drop)
+}
+
+/// How many bytes the headers take, roughly.
+pub(super) fn header_bytes(properties: &BasicProperties) -> Result<usize, Unreadable> {
+    let mut spent = Spent::default();
+    if let Some(headers) = properties.headers() {
+        spent.table(headers, 1)?;
+    }
+    Ok(spent.bytes)
+}
+
+#[derive(Default)]
+struct Spent {
+    values: usize,
+    bytes: usize,
+}
+
+impl Spent {
+    fn table(&mut self, table: &FieldTable, depth: usize) -> Result<(), Unreadable> {
+        table.inner().iter().try_for_each(|(name, value)| {
+            self.bytes += name.as_str().len() + 1;
+            self.value(value, depth)
+        })
+    }
+
+    fn value(&mut self, value: &AMQPValue, depth: usize) -> Result<(), Unreadable> {
+        self.values += 1;
+        self.bytes += match value {
+            AMQPValue::LongString(text) => text.as_bytes().len() + 5,
+            AMQPValue::ShortString(text) => text.as_str().len() + 2,
+            AMQPValue::ByteArray(bytes) => bytes.as_slice().len() + 5,
+            _ => 9,
+        };
+        if self.values > HEADERS_MAX || self.bytes > HEADER_BYTES_MAX || depth > HEADER_DEPTH_MAX {
+            let limits = format!("{HEADERS_MAX} values, {HEADER_BYTES_MAX} bytes, {HEADER_DEPTH_MAX} levels");
+            return Err(Unreadable(format!("the headers are more than {limits}")));
+        }
+        match value {
+            AMQPValue::FieldTable(table) => self.table(table, depth + 1),
+            AMQPValue::FieldArray(array) => array.as_slice().iter().try_for_each(|value| self.value(value, depth + 1)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the body is encoded as, if that is anything but itself.
+fn encoding(properties: &BasicProperties) -> Option<&str> {
+    let encoding = properties.content_encoding().as_ref()?.as_str();
+    let plain = ["", "utf-8", "utf8", "identity"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
+    (!plain).then_some(encoding)
+}
+
+/// Whether `text` is a `traceparent` as W3C Trace Context defines it for version 00: 55 characters, and neither id zero.
+#[must_use]
+pub fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<_> = text.split('-').collect();
+    let hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+    let [version, trace, parent, flags] = parts[..] else { return false };
+    [version.len(), trace.len(), parent.len(), flags.len()] == [2, 32, 16, 2]
+        && parts.iter().all(|part| hex(part))
+        && version == "00"
+        && !zero(trace)
+        && !zero(parent)
 }
 
 /// The return address of a message, if it has one that can be used.
@@ -197,6 +319,6 @@ fn operation_of(properties: &BasicProperties) -> Result<OperationId, Unreadable>
 
 fn take_content(delivery: &mut Delivery) -> Content {
     let content_type = delivery.properties.content_type().as_ref().map_or("", ShortString::as_str);
-    let content_type = if content_type.is_empty() { "application/octet-stream" } else { content_type }.to_owned();
+    let content_type = if content_type.is_empty() { UNNAMED } else { content_type }.to_owned();
     Content { content_type, body: std::mem::take(&mut delivery.data).into() }
 }

@@ -5,7 +5,10 @@
 mod incoming;
 mod outgoing;
 
-pub use incoming::{attempt_of, header_number, header_text, return_address, step_of};
+pub use incoming::{
+    VERSION, attempt_of, check_headers, check_request, header_number, header_text, is_traceparent, return_address,
+    step_of,
+};
 pub use outgoing::answer;
 
 use crate::problem::Problem;
@@ -33,6 +36,8 @@ pub const ERROR: &str = "arr.error";
 
 /// The media type of JSON, the default of every payload.
 pub const JSON: &str = "application/json";
+/// The media type of a payload that came without one (RFC 9110 section 8.3).
+pub const UNNAMED: &str = "application/octet-stream";
 
 /// Names an operation, and is the correlation id of all its messages. A UUIDv7, so ids sort by time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -103,13 +108,16 @@ pub enum ReturnAddress {
 }
 
 impl ReturnAddress {
-    /// Reads the `reply_to` of a message. An `arr.reply.` address whose group is not well formed is no address.
+    /// Reads the `reply_to` of a message.
+    ///
+    /// Of our own queues only the reply queues are addresses: a sender must not be
+    /// able to direct a reply among the requests, wishes to cancel or dead letters.
     #[must_use]
     pub fn parse(reply_to: &str) -> Option<Self> {
         match reply_to.strip_prefix("arr.reply.") {
             Some(group) if topology::is_group(group) => Some(Self::Group(group.into())),
             Some(_) => None,
-            None if reply_to.is_empty() => None,
+            None if reply_to.is_empty() || reply_to.starts_with("arr.") => None,
             None => Some(Self::Foreign(reply_to.into())),
         }
     }
@@ -143,6 +151,12 @@ pub struct Message {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreadable(pub String);
+
+impl From<Unreadable> for Problem {
+    fn from(error: Unreadable) -> Self {
+        Self::new("unreadable-message", 400, "The message is no request", error.to_string())
+    }
+}
 
 /// A request as the provider receives it.
 #[derive(Clone, Debug)]
@@ -221,6 +235,19 @@ impl Reply {
     pub fn new(step: u32, attempt: u32, outcome: Outcome) -> Self {
         Self { step, attempt, retryable: false, retry_after: None, outcome }
     }
+
+    /// The same; but a result of more than `bytes_max` becomes a failure that says so.
+    #[must_use]
+    pub fn at_most(self, bytes_max: usize) -> Self {
+        match &self.outcome {
+            Outcome::Succeeded(content) if content.body.len() > bytes_max => {
+                let detail = format!("the result has {} bytes, more than {bytes_max}", content.body.len());
+                let problem = Problem::new("result-too-large", 500, "Result too large", detail);
+                Self { outcome: Outcome::Failed(problem), ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 /// A wish that an operation be canceled. The provider group answers with the problem `canceled`, which proves that no
@@ -268,6 +295,9 @@ impl Request {
         }
     }
 }
+
+#[cfg(test)]
+mod hostile;
 
 #[cfg(test)]
 mod tests {
@@ -375,7 +405,10 @@ mod tests {
 
     #[test]
     fn no_return_address_leads_elsewhere_than_it_says() {
-        for bad in ["", "arr.reply.", "arr.reply.#", "arr.reply.a.b", "arr.reply.A"] {
+        let long = format!("arr.reply.{}", "a".repeat(245));
+        let ours = ["arr.reply.", "arr.reply.#", "arr.reply.*", "arr.reply.a.b", "arr.reply.A", "arr.reply.a\0", &long];
+        let others = ["arr.control.default", "arr.request.echo", "arr.dead.echo", "arr.progress.default", "arr.", ""];
+        for bad in ours.into_iter().chain(others) {
             assert_eq!(ReturnAddress::parse(bad), None, "{bad}");
         }
         assert_eq!(ReturnAddress::parse("victim"), Some(ReturnAddress::Foreign("victim".into())));

@@ -13,11 +13,15 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 /// AMQP strings such as correlation ids and routing keys are at most this long (AMQP 0-9-1, short string).
 const SHORT_STRING_BYTES_MAX: usize = 255;
 
+/// Bytes of headers in a message of ours. Properties and headers must fit one frame (128 KiB), or the broker closes the
+/// connection with everything that is on it; ours have less than 300.
+const HEADER_BYTES_MAX: usize = 8 * 1024;
+
 impl Request {
     /// The message that asks for this request. `now` decides what is left of the deadline.
     ///
     /// # Errors
-    /// [`Unreadable`] when a name is longer than an AMQP short string.
+    /// [`Unreadable`] when a name is longer than an AMQP short string or headers than 8 KiB.
     pub fn to_message(&self, operation: OperationId, group: &str, now: Timestamp) -> Result<Message, Unreadable> {
         let message_id = short(request_message_id(operation, self.step))?;
         let mut headers = FieldTable::default();
@@ -45,7 +49,7 @@ impl Request {
     /// The message that reports `progress` on this request, or none if a foreign client asked.
     ///
     /// # Errors
-    /// [`Unreadable`] when a name is longer than an AMQP short string.
+    /// [`Unreadable`] when a name is longer than an AMQP short string or headers than 8 KiB.
     pub fn progress_message(&self, progress: &Progress) -> Result<Option<Message>, Unreadable> {
         let (Some(ReturnAddress::Group(group)), Some(operation)) = (&self.reply_to, self.operation) else {
             return Ok(None);
@@ -78,7 +82,7 @@ impl Cancel {
     /// The message that asks for it. The same each time, so it may be sent as often as need be.
     ///
     /// # Errors
-    /// [`Unreadable`] when a name is longer than an AMQP short string.
+    /// [`Unreadable`] when a name is longer than an AMQP short string or headers than 8 KiB.
     pub fn to_message(&self) -> Result<Message, Unreadable> {
         let mut headers = FieldTable::default();
         headers.insert("attempt".into(), AMQPValue::LongUInt(self.attempt));
@@ -101,7 +105,7 @@ fn milliseconds(duration: std::time::Duration) -> AMQPValue {
 /// The message that carries `reply` to `address`.
 ///
 /// # Errors
-/// [`Unreadable`] when a name is longer than an AMQP short string.
+/// [`Unreadable`] when a name is longer than an AMQP short string or headers than 8 KiB.
 pub fn answer(address: &ReturnAddress, correlation_id: &str, reply: &Reply) -> Result<Message, Unreadable> {
     let mut headers = FieldTable::default();
     headers.insert("attempt".into(), AMQPValue::LongUInt(reply.attempt));
@@ -139,6 +143,9 @@ fn message(
     properties: BasicProperties,
     body: impl Into<Bytes>,
 ) -> Result<Message, Unreadable> {
+    if super::incoming::header_bytes(&properties)? > HEADER_BYTES_MAX {
+        return Err(Unreadable(format!("the headers are more than {HEADER_BYTES_MAX} bytes")));
+    }
     let properties = properties
         .with_message_id(message_id.clone())
         .with_delivery_mode(2)
