@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
 mod cancel;
+mod cluster;
 mod command_line;
 mod configuration;
 mod delivery;
