@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
+mod acknowledgement_timeout;
 mod cancel;
 mod cluster;
 mod command_line;
