@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
+mod acknowledgement_timeout;
 mod cancel;
 mod cancelling;
+mod cluster;
 mod command_line;
 mod configuration;
 mod delivery;

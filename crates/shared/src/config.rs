@@ -68,7 +68,7 @@ fn environment(prefix: &str) -> anyhow::Result<HashMap<String, String>> {
     Ok(variables)
 }
 
-/// A URL that may hold a password, which is never shown or logged.
+/// A URL that may hold a password, which is never shown or logged. It may name several hosts, with commas between them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(String);
 
@@ -83,16 +83,36 @@ impl SecretUrl {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// A URL for each of its hosts: `amqp://me:secret@one:5672,two:5673/vhost` stands for two.
+    #[must_use]
+    pub fn each_host(&self) -> Vec<Self> {
+        let Some((before, hosts, after)) = self.around_hosts() else { return vec![self.clone()] };
+        hosts.split(',').map(|host| Self(format!("{before}{}{after}", host.trim()))).collect()
+    }
+
+    /// The text with its hosts apart: `amqp://me:secret@`, `one,two`, `/vhost`. None if it has no `://`.
+    fn around_hosts(&self) -> Option<(&str, &str, &str)> {
+        let start = self.0.find("://")? + 3;
+        let authority = &self.0[start..];
+        let end = start + authority.find(['/', '?', '#']).unwrap_or(authority.len());
+        let hosts = self.0[start..end].rfind('@').map_or(start, |at| start + at + 1);
+        Some((&self.0[..hosts], &self.0[hosts..end], &self.0[end..]))
+    }
 }
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Url::parse(&self.0) {
-            Ok(mut url) if url.password().is_some() => {
-                let _ = url.set_password(Some("***"));
-                url.fmt(f)
+        let url = |host: &Self| Url::parse(&host.0).is_ok_and(|url| !url.cannot_be_a_base());
+        match self.around_hosts() {
+            // A slash in a password ends the hosts before it.
+            Some((before, hosts, after)) if !after.contains('@') && self.each_host().iter().all(url) => {
+                let start = before.find("://").map_or(0, |at| at + 3);
+                match before[start..].split_once(':') {
+                    Some((user, _)) => write!(f, "{}{user}:***@{hosts}{after}", &before[..start]),
+                    None => f.write_str(&self.0),
+                }
             }
-            Ok(url) if !url.cannot_be_a_base() => f.write_str(&self.0),
             // What is no URL may still be one with a password and a typing error.
             _ => f.write_str("(not a URL)"),
         }
@@ -224,6 +244,23 @@ mod tests {
         let config = sample(&[("SAMPLE_BROKER__URL", "amqp://me:00123@host")]).unwrap();
         assert_eq!(config.broker.url.expose(), "amqp://me:00123@host");
         assert_eq!(format!("{} {:?}", config.broker.url, config.broker.url).matches("00123").count(), 0);
-        assert_eq!(SecretUrl::new("me:00123@host:x").to_string().matches("00123").count(), 0);
+        for typing_error in
+            ["me:00123@host:x", "amqp://me:00123@one,two:x/v", "amqp://me:00/123@one", "amqp:me:00123@one"]
+        {
+            assert_eq!(SecretUrl::new(typing_error).to_string(), "(not a URL)");
+        }
+    }
+
+    #[test]
+    fn a_url_may_name_several_hosts() {
+        let url = SecretUrl::new("amqp://me:00,123@one:5672,two, [::1]:5673/v?heartbeat=5");
+        let each: Vec<_> = url.each_host().iter().map(|url| url.expose().to_owned()).collect();
+        let expected = ["one:5672", "two", "[::1]:5673"].map(|host| format!("amqp://me:00,123@{host}/v?heartbeat=5"));
+        assert_eq!(each, expected);
+        assert_eq!(url.to_string(), "amqp://me:***@one:5672,two, [::1]:5673/v?heartbeat=5");
+        for one in ["amqp://one", "sqlite://data/a,b.db", "sqlite:///data/a.db"] {
+            assert_eq!(SecretUrl::new(one).each_host(), [SecretUrl::new(one)]);
+            assert_eq!(SecretUrl::new(one).to_string(), one);
+        }
     }
 }

@@ -124,8 +124,8 @@ pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[Stri
     let reply = reply_queue(group);
     declare_bound(channel, &reply, REPLY, &reply, quorum(DELIVERY_LIMIT_NONE)).await?;
     let progress = progress_queue(group);
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), text("classic"));
+    // Not for the reports' sake, which may be lost: a classic queue whose node is down cannot be declared.
+    let mut arguments = quorum(DELIVERY_LIMIT_NONE);
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
     arguments.insert("x-overflow".into(), text("drop-head"));
     declare_bound(channel, &progress, PROGRESS, &progress, arguments).await?;

@@ -1,3 +1,5 @@
+/// Three nodes as one broker.
+pub mod cluster;
 mod node;
 
 use super::{PATIENCE, environment, free_port};
@@ -76,13 +78,15 @@ impl Broker {
     /// # Errors
     /// Why none can be had.
     pub async fn start() -> anyhow::Result<Self> {
-        match environment("BROKER").as_deref() {
-            Some("docker") => Self::container().await,
-            Some("node") => Self::node().await,
-            Some(other) => bail!("BROKER is docker or node, not {other}"),
-            None if docker_answers() => Self::container().await,
-            None => Self::node().await,
-        }
+        Self::start_with("").await
+    }
+
+    /// The same with lines of `rabbitmq.conf` of the test's own.
+    ///
+    /// # Errors
+    /// Why none can be had.
+    pub async fn start_with(settings: &str) -> anyhow::Result<Self> {
+        if in_container()? { Self::container(settings).await } else { Self::node(settings).await }
     }
 
     fn given(url: &str) -> anyhow::Result<Self> {
@@ -95,7 +99,7 @@ impl Broker {
         Self::new(url, management, Source::Given)
     }
 
-    async fn container() -> anyhow::Result<Self> {
+    async fn container(settings: &str) -> anyhow::Result<Self> {
         let image = environment("BROKER_IMAGE").unwrap_or_else(|| IMAGE.into());
         let (name, tag) = image.rsplit_once(':').unwrap_or((&image, "latest"));
         say(&format!("starting {image} in a container"));
@@ -105,6 +109,7 @@ impl Broker {
             .with_wait_for(WaitFor::message_on_either_std("Server startup complete"))
             .with_mapped_port(amqp, 5672.tcp())
             .with_mapped_port(management, 15672.tcp())
+            .with_copy_to("/etc/rabbitmq/conf.d/20-test.conf", settings.as_bytes().to_vec())
             .with_startup_timeout(PATIENCE)
             .start()
             .await
@@ -117,10 +122,10 @@ impl Broker {
         Ok(broker)
     }
 
-    async fn node() -> anyhow::Result<Self> {
+    async fn node(settings: &str) -> anyhow::Result<Self> {
         node::install_if_missing().await?;
         say("starting a private rabbitmq-server node");
-        let node = Node::start()?;
+        let node = Node::start(settings)?;
         let (url, management) = urls(node.amqp, node.management)?;
         let broker = Self::new(url, management, Source::Node(Box::new(node)))?;
         broker.ready().await?;
@@ -163,7 +168,12 @@ impl Broker {
             management.set_password(self.url.password()).unwrap();
         }
         let host = VirtualHost { url: url.into(), name, management, http: self.http.clone() };
-        host.call("PUT", &format!("vhosts/{}", host.name), "{}").await;
+        // A busy broker may take too long for its own patience, and then goes on where it was.
+        super::eventually("there is a virtual host", async || {
+            let made = host.try_call("PUT", &format!("vhosts/{}", host.name), "{}").await;
+            made.map_err(|error| format!("{error:#}"))
+        })
+        .await;
         let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
         host.call("PUT", &format!("permissions/{}/{user}", host.name), everything).await;
         host
@@ -289,11 +299,22 @@ impl VirtualHost {
     }
 
     async fn call(&self, method: &str, path: &str, body: &str) -> String {
-        let url = self.management.join(&format!("api/{path}")).unwrap();
-        let request = self.http.request(method.parse().unwrap(), url).header("content-type", "application/json");
-        let response = request.body(body.to_owned()).send().await.unwrap();
-        assert!(response.status().is_success(), "{method} {path}: {}", response.status());
-        response.text().await.unwrap()
+        self.try_call(method, path, body).await.unwrap()
+    }
+
+    /// Asks the management interface, which may be away.
+    async fn ask(&self, path: &str) -> Result<serde_json::Value, String> {
+        let body = self.try_call("GET", path, "").await.map_err(|error| format!("{error:#}"))?;
+        serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))
+    }
+
+    async fn try_call(&self, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
+        let url = self.management.join(&format!("api/{path}"))?;
+        let request = self.http.request(method.parse()?, url).header("content-type", "application/json");
+        let response = request.body(body.to_owned()).send().await?;
+        let status = response.status();
+        ensure!(status.is_success(), "{method} {path}: {status}");
+        Ok(response.text().await?)
     }
 }
 
@@ -314,6 +335,16 @@ impl Watchdog {
             let _ = input.write_all(b"off\n");
         }
         let _ = self.0.wait();
+    }
+}
+
+/// Whether a broker of our own is a container, by `BROKER` or by what there is.
+fn in_container() -> anyhow::Result<bool> {
+    match environment("BROKER").as_deref() {
+        Some("docker") => Ok(true),
+        Some("node") => Ok(false),
+        Some(other) => bail!("BROKER is docker or node, not {other}"),
+        None => Ok(docker_answers()),
     }
 }
 

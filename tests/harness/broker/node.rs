@@ -32,7 +32,7 @@ fn install() -> anyhow::Result<()> {
         if [ ! -e $policy ]; then printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod +x $policy; trap \"rm -f $policy\" EXIT; fi
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -qq
-        apt-get -o DPkg::Lock::Timeout=300 install -yqq --no-install-recommends rabbitmq-server";
+        apt-get -o DPkg::Lock::Timeout=300 install -yqq --no-install-recommends rabbitmq-server iproute2";
     let root = nix::unistd::geteuid().is_root();
     let mut command = if root { Command::new("sh") } else { Command::new("sudo") };
     let arguments = if root { vec!["-c", script] } else { vec!["sh", "-c", script] };
@@ -56,12 +56,12 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn start() -> anyhow::Result<Self> {
+    pub(super) fn start(settings: &str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("rabbitmq-").tempdir()?;
         let [amqp, management, distribution, epmd] = [(); 4].map(|()| free_port());
         let configuration = format!(
             "listeners.tcp.1 = 127.0.0.1:{amqp}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n\
-             disk_free_limit.absolute = 50MB\nlog.file.level = warning\n"
+             disk_free_limit.absolute = 50MB\nlog.file.level = warning\n{settings}\n"
         );
         std::fs::write(folder.path().join("rabbitmq.conf"), configuration)?;
         std::fs::write(folder.path().join("enabled_plugins"), "[rabbitmq_management].\n")?;

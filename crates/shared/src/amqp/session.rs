@@ -21,7 +21,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerConfig {
-    /// `amqp://` or `amqps://user:password@host:port/vhost`.
+    /// `amqp://` or `amqps://user:password@host:port/vhost`; of a cluster several `host:port`, with commas between them.
     pub url: SecretUrl,
     /// How long connecting may take, the AMQP handshake included.
     #[serde(with = "duration")]
@@ -41,26 +41,14 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
-    /// The URL as lapin wants it, with our heartbeat unless it names one, and `/` for an empty virtual host.
-    ///
-    /// # Errors
-    /// What is wrong with the URL.
-    pub fn uri(&self) -> anyhow::Result<AMQPUri> {
-        let parsed: Result<AMQPUri, String> = self.url.expose().parse();
-        let mut uri = parsed.map_err(|error| anyhow::anyhow!("broker.url {}: {error}", self.url))?;
-        if uri.vhost.is_empty() {
-            uri.vhost = "/".into();
-        }
-        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-        Ok(uri)
-    }
-
     /// Checks what the types cannot.
     ///
     /// # Errors
     /// Which key is wrong and why.
     pub fn validate(&self) -> anyhow::Result<()> {
-        self.uri()?;
+        for host in self.url.each_host() {
+            uri(&host)?;
+        }
         for (key, value) in [
             ("publish_batch_max", self.publish_batch_max),
             ("publish_queue_max", self.publish_queue_max),
@@ -70,6 +58,17 @@ impl BrokerConfig {
         }
         Ok(())
     }
+}
+
+/// The URL of one host as lapin wants it, with our heartbeat unless it names one, and `/` for an empty virtual host.
+fn uri(host: &SecretUrl) -> anyhow::Result<AMQPUri> {
+    let parsed: Result<AMQPUri, String> = host.expose().parse();
+    let mut uri = parsed.map_err(|error| anyhow::anyhow!("broker.url {host}: {error}"))?;
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".into();
+    }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    Ok(uri)
 }
 
 /// What is known of the broker, for readiness.
@@ -103,8 +102,13 @@ pub struct Session {
 }
 
 impl Session {
-    async fn open(config: &BrokerConfig, name: &str, status: watch::Sender<Status>) -> anyhow::Result<Self> {
-        let uri = config.uri()?;
+    async fn open(
+        config: &BrokerConfig,
+        host: &SecretUrl,
+        name: &str,
+        status: watch::Sender<Status>,
+    ) -> anyhow::Result<Self> {
+        let uri = uri(host)?;
         let user = Some(uri.authority.userinfo.username.clone()).filter(|user| !user.is_empty());
         let connect = |role: &str| {
             let properties = ConnectionProperties::default().with_connection_name(format!("{name} {role}").into());
@@ -179,13 +183,19 @@ impl Session {
 /// Opens one session after another.
 ///
 /// Whatever fails in a session ends it: consumers, channels and topology are made anew in the next, after a pause
-/// that grows from 100 ms to `reconnect_max` with half jitter and starts over after a session that held.
+/// that grows from 100 ms to `reconnect_max` with half jitter and starts over after a session that held. The hosts of a
+/// cluster are taken in turn, from any of them on, so that services spread; the long pause comes after a whole round.
 #[derive(Debug)]
 pub struct Supervisor<'a> {
     config: &'a BrokerConfig,
     name: String,
     status: &'a watch::Sender<Status>,
     shutdown: &'a CancellationToken,
+    hosts: Vec<SecretUrl>,
+    /// Which of the hosts is next.
+    turn: usize,
+    /// How many failed since a session held.
+    failures: usize,
     pause: Duration,
 }
 
@@ -197,17 +207,18 @@ impl<'a> Supervisor<'a> {
         status: &'a watch::Sender<Status>,
         shutdown: &'a CancellationToken,
     ) -> Self {
-        Self { config, name, status, shutdown, pause: RECONNECT_MIN }
+        let hosts = config.url.each_host();
+        let turn = rand::rng().random_range(0..hosts.len());
+        Self { config, name, status, shutdown, hosts, turn, failures: 0, pause: RECONNECT_MIN }
     }
 
     /// A session, however long it takes to get one; none after the shutdown.
     pub async fn open(&mut self) -> Option<Session> {
         loop {
-            let opened =
-                self.shutdown.run_until_cancelled(Session::open(self.config, &self.name, self.status.clone())).await?;
-            match opened {
+            let opening = Session::open(self.config, self.host(), &self.name, self.status.clone());
+            match self.shutdown.run_until_cancelled(opening).await? {
                 Ok(session) => {
-                    tracing::info!(broker = %self.config.url, "connected");
+                    tracing::info!(broker = %self.host(), "connected");
                     return Some(session);
                 }
                 Err(error) => self.away(&error).await,
@@ -235,7 +246,7 @@ impl<'a> Supervisor<'a> {
     /// as it does after the shutdown.
     pub async fn close(&mut self, session: Session, result: anyhow::Result<()>) -> bool {
         if session.opened.elapsed() > self.config.reconnect_max {
-            self.pause = RECONNECT_MIN;
+            (self.failures, self.pause) = (0, RECONNECT_MIN);
         }
         session.close().await;
         match result {
@@ -247,11 +258,59 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    fn host(&self) -> &SecretUrl {
+        &self.hosts[self.turn]
+    }
+
     async fn away(&mut self, error: &anyhow::Error) {
-        tracing::warn!(broker = %self.config.url, error = format!("{error:#}"), "broker away");
+        tracing::warn!(broker = %self.host(), error = format!("{error:#}"), "broker away");
         self.status.send_replace(Status::Away(format!("{error:#}")));
-        let jittered = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(self.config.reconnect_max);
+        self.turn = (self.turn + 1) % self.hosts.len();
+        self.failures += 1;
+        let mut pause = RECONNECT_MIN;
+        if self.failures.is_multiple_of(self.hosts.len()) {
+            pause = self.pause;
+            self.pause = (self.pause * 2).min(self.config.reconnect_max);
+        }
+        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
         self.shutdown.run_until_cancelled(tokio::time::sleep(jittered)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn config(url: &str) -> BrokerConfig {
+        BrokerConfig {
+            url: SecretUrl::new(url),
+            connect_timeout: Duration::from_secs(1),
+            reconnect_max: Duration::from_secs(1),
+            confirm_timeout: Duration::from_secs(1),
+            publish_batch_max: 1,
+            publish_queue_max: 1,
+            message_bytes_max: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn every_host_has_its_turn_before_the_pause_grows() {
+        let (config, status, shutdown) = (config("amqp://one,two,three"), Status::channel(), CancellationToken::new());
+        let mut supervisor = Supervisor::new(&config, "test".into(), &status, &shutdown);
+        let mut tried = HashSet::new();
+        for failures in 1..=3 {
+            assert_eq!(supervisor.pause, RECONNECT_MIN);
+            tried.insert(supervisor.host().expose().to_owned());
+            supervisor.away(&anyhow::anyhow!("failure {failures}")).await;
+        }
+        assert_eq!((tried.len(), supervisor.pause), (3, RECONNECT_MIN * 2));
+    }
+
+    #[test]
+    fn each_host_is_checked_and_no_password_is_shown() {
+        assert!(config("amqp://me:secret@one:5672,[::1]:5673,three/v").validate().is_ok());
+        let error = config("amqp://me:secret@one,two:port/v").validate().unwrap_err().to_string();
+        assert!(error.contains("broker.url") && !error.contains("secret"), "{error}");
     }
 }
