@@ -175,9 +175,13 @@ impl Model {
         if state.broker.controls.is_empty() {
             return;
         }
-        let nothing_happened = match state.ledger.row {
-            Row::Absent | Row::Claimed => !state.ledger.intended || !self.has(Mechanism::LastingIntent),
-            Row::Intent | Row::Done(_) | Row::Tombstone => false,
+        let (intended, row) = (state.ledger.intended && self.has(Mechanism::LastingIntent), state.ledger.row);
+        let canceled_attempt = state.broker.controls.each().max().unwrap_or_default();
+        let nothing_happened = match row {
+            Row::Absent | Row::Claimed => !intended,
+            // A failure of an earlier attempt stands for nothing.
+            Row::Done(reply) => reply.outcome == Outcome::Failed && reply.attempt < canceled_attempt && !intended,
+            Row::Intent | Row::Tombstone => false,
         };
         if self.has_ledger() && nothing_happened {
             step(next, state, Action::WriteTombstone, |state| state.ledger.row = Row::Tombstone);
