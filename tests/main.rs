@@ -5,6 +5,7 @@
 mod cancel;
 mod command_line;
 mod configuration;
+mod conformance;
 mod delivery;
 mod effects;
 mod faults;
