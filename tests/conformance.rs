@@ -202,6 +202,16 @@ async fn what_is_no_request_is_answered_with_an_error<P: Provider>() {
     bench.finish().await;
 }
 
+/// Its requestor group has been dismantled, say.
+async fn a_reply_that_no_queue_takes_holds_up_no_other<P: Provider>() {
+    let mut bench = Bench::<P>::start().await;
+    let mut message = message(&Bench::<P>::request());
+    message.properties = message.properties.with_reply_to("arr.reply.nobody".into());
+    bench.asker.publish(&message).await;
+    bench.still_serves().await;
+    bench.finish().await;
+}
+
 async fn a_request_past_its_deadline_is_not_carried_out<P: Provider>() {
     let mut bench = Bench::<P>::start().await;
     let deadline = Timestamp::now() - SignedDuration::from_mins(10);
@@ -287,6 +297,7 @@ conforms!(rust, Rust:
     a_request_is_answered_with_the_right_properties
     a_repeat_has_the_same_answer_and_no_second_effect
     what_is_no_request_is_answered_with_an_error
+    a_reply_that_no_queue_takes_holds_up_no_other
     a_request_past_its_deadline_is_not_carried_out
     kills_lose_nothing_and_repeat_no_effect
     what_is_canceled_first_has_no_effect
@@ -297,6 +308,7 @@ conforms!(python, Python:
     a_request_is_answered_with_the_right_properties
     a_repeat_has_the_same_answer_and_no_second_effect
     what_is_no_request_is_answered_with_an_error
+    a_reply_that_no_queue_takes_holds_up_no_other
     a_request_past_its_deadline_is_not_carried_out
     kills_lose_nothing_and_repeat_no_effect
 );

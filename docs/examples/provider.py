@@ -4,13 +4,12 @@ import sys
 import time
 
 import pika
-from work import Ledger, Problem, check, take_note
+from work import Ledger, Problem, check, may_answer, take_note
 
 KIND = "note.take"
 DEAD = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
-REQUESTS = {"x-queue-type": "quorum", "x-delivery-limit": 5, "x-overflow": "reject-publish", "x-max-length": 1_000_000,
-            "x-dead-letter-exchange": "arr.dead", "x-dead-letter-routing-key": KIND,
-            "x-dead-letter-strategy": "at-least-once"}
+REQUESTS = {**DEAD, "x-delivery-limit": 5, "x-overflow": "reject-publish", "x-max-length": 1_000_000,
+            "x-dead-letter-exchange": "arr.dead", "x-dead-letter-routing-key": KIND, "x-dead-letter-strategy": "at-least-once"}
 
 
 def declare(channel):
@@ -25,24 +24,26 @@ def on_request(channel, delivery, request, body):
     try:
         check(request)
         result = ledger.once(request.message_id, lambda database: take_note(database, body))
-        message_type, content_type = "arr.reply", "application/json"
+        kind, media_type = "arr.reply", "application/json"
     except Problem as problem:
-        result, message_type, content_type = problem.body, "arr.error", "application/problem+json"
-    if (request.reply_to or "").startswith("arr.reply."):
-        headers = {name: (request.headers or {}).get(name, 1) for name in ["attempt", "step"]}
-        reply = pika.BasicProperties(
-            type=message_type, content_type=content_type, correlation_id=request.correlation_id, delivery_mode=2,
-            timestamp=int(time.time()), headers=headers,
-            message_id=f"{headers['step']}.{headers['attempt']}.{request.correlation_id}"[:255])
-        # Waits for the confirm. If it is refused or returned, this ends, and the request is delivered again.
-        channel.basic_publish("arr.reply", request.reply_to, result, reply, mandatory=True)
+        kind, media_type, result = "arr.error", "application/problem+json", problem.body
+    attempt, step = [(request.headers or {}).get(name, 1) for name in ["attempt", "step"]]
+    reply = pika.BasicProperties(
+        type=kind, content_type=media_type, correlation_id=request.correlation_id, headers={"attempt": attempt, "step": step},
+        message_id=f"{step}.{attempt}.{request.correlation_id}"[:255], timestamp=int(time.time()), delivery_mode=2)
+    try:
+        if may_answer(request):  # Publishing waits for the confirm.
+            channel.basic_publish("arr.reply", request.reply_to, result, reply, mandatory=True)
+    except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
+        time.sleep(1)
+        return channel.basic_reject(delivery.delivery_tag)  # It comes again; after five times it is a dead letter.
     channel.basic_ack(delivery.delivery_tag)
 
 
 ledger = Ledger(sys.argv[2])
-channel = pika.BlockingConnection(pika.URLParameters(sys.argv[1])).channel()
-declare(channel)
-channel.confirm_delivery()
-channel.basic_qos(prefetch_count=1)
-channel.basic_consume(f"arr.request.{KIND}", on_request)
-channel.start_consuming()
+requests = pika.BlockingConnection(pika.URLParameters(sys.argv[1])).channel()
+declare(requests)
+requests.confirm_delivery()
+requests.basic_qos(prefetch_count=1)
+requests.basic_consume(f"arr.request.{KIND}", on_request)
+requests.start_consuming()

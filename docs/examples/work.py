@@ -1,6 +1,7 @@
 """What the provider of `note.take` does: takes a note, once, and remembers what it answered."""
 
 import json
+import re
 import sqlite3
 import uuid
 from datetime import datetime, timedelta, timezone
@@ -19,14 +20,19 @@ class Problem(Exception):
         self.body = json.dumps(members).encode()
 
 
+def may_answer(request):
+    """Whether the return address is a requestor group's; any other could be a queue of somebody else."""
+    return bool(re.fullmatch("arr\\.reply\\.[a-z0-9][a-z0-9-]{0,62}", request.reply_to or ""))
+
+
 def check(request):
     """Refuses what is no request, and what its requestor has given up."""
     try:
         if request.type != "arr.request":
             raise ValueError(f"a message of type {request.type!r} is no request")
         uuid.UUID(request.correlation_id or "")
-        if not request.message_id or not (request.reply_to or "").startswith("arr.reply."):
-            raise ValueError("message_id or reply_to is missing, or the reply goes elsewhere")
+        if not request.message_id or not may_answer(request):
+            raise ValueError("message_id is missing, or reply_to names no requestor group")
         deadline = datetime.fromisoformat(request.headers["deadline"])
         overdue = datetime.now(timezone.utc) - deadline
     except (ValueError, KeyError, TypeError) as error:

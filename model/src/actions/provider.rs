@@ -84,7 +84,7 @@ impl Model {
         match ledger.row {
             Row::Tombstone => worker.phase = Phase::Answering(Outcome::Canceled),
             Row::Done(reply) if reply.outcome == Outcome::Succeeded || reply.attempt >= worker.attempt => {
-                worker.phase = Phase::Answering(reply.outcome);
+                (worker.attempt, worker.phase) = (reply.attempt, Phase::Answering(reply.outcome));
             }
             // None, or one that died or is taken for dead, or a failure of an earlier attempt.
             Row::Absent | Row::Claimed | Row::Intent | Row::Done(_) => {
