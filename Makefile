@@ -1,7 +1,7 @@
 # Two commands on a bare Debian or Ubuntu machine with Rust and make: `make demo` and `make test`. Both use the broker
 # in AMQP_URL if set, else one in Docker, else a private rabbitmq-server node (installed if need be); BROKER=docker or
 # BROKER=node decides otherwise.
-.PHONY: help demo up test check fmt clean
+.PHONY: help demo up test model check fmt clean
 
 help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,6 +17,9 @@ up: ## Run the whole stack until Ctrl-C.
 test: ## Run all tests.
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
+
+model: ## Explore the model of the protocol and its mutants.
+	cargo test --locked --package model -- --nocapture
 
 check: ## Check format, lints and documentation.
 	cargo fmt --all --check

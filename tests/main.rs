@@ -8,6 +8,7 @@ mod cancelling;
 mod cluster;
 mod command_line;
 mod configuration;
+mod conformance;
 mod delivery;
 mod effects;
 mod event_log;

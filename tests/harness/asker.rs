@@ -2,6 +2,7 @@ use super::PATIENCE;
 use super::broker::VirtualHost;
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
@@ -129,8 +130,20 @@ impl Asker {
         self.connection.close(200, "done".into()).await.unwrap();
     }
 
+    /// The next reply as it comes.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub async fn delivery(&mut self) -> Delivery {
+        next(&mut self.replies, "reply").await
+    }
+
+    /// Publishes any message.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
     #[expect(clippy::disallowed_methods, reason = "messages of a requestor that the test plays")]
-    async fn publish(&self, message: &Message) {
+    pub async fn publish(&self, message: &Message) {
         let (options, properties) = (BasicPublishOptions::default(), message.properties.clone());
         let (exchange, key) = (message.exchange.into(), message.routing_key.clone());
         let confirm = self.channel.basic_publish(exchange, key, options, &message.body, properties);
@@ -143,7 +156,7 @@ async fn consume(channel: &Channel, queue: &str) -> Consumer {
     channel.basic_consume(queue.into(), "".into(), options, arguments).await.unwrap()
 }
 
-async fn next(consumer: &mut Consumer, what: &str) -> lapin::message::Delivery {
+async fn next(consumer: &mut Consumer, what: &str) -> Delivery {
     let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await;
     let delivery = delivery.unwrap_or_else(|_| panic!("no {what} within {PATIENCE:?}")).unwrap().unwrap();
     delivery.acker.ack(BasicAckOptions::default()).await.unwrap();

@@ -14,6 +14,8 @@ pub mod pair;
 pub mod process;
 /// A TCP relay in front of a broker that can be opened and cut.
 pub mod proxy;
+/// A Python of the tests' own.
+pub mod python;
 
 use std::time::Duration;
 use tokio::time::Instant;

@@ -102,6 +102,15 @@ impl Service {
 }
 
 impl Process {
+    /// Starts a program that is none of our services.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn(command: &mut Command) -> Self {
+        Self { child: command.spawn().unwrap() }
+    }
+
     /// kill -9.
     ///
     /// # Panics
@@ -152,7 +161,7 @@ pub fn command(name: &str, variables: &[(String, String)]) -> Command {
 }
 
 /// The folder with the binaries. They are built first: `cargo test` alone does not bring them up to date.
-fn binaries() -> &'static Path {
+pub(super) fn binaries() -> &'static Path {
     static BINARIES: OnceLock<PathBuf> = OnceLock::new();
     BINARIES.get_or_init(|| {
         let cargo = super::environment("CARGO").unwrap_or_else(|| "cargo".into());
