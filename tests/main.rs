@@ -3,7 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
 mod cancel;
+<<<<<<< HEAD
 mod cancelling;
+=======
+mod command;
+>>>>>>> f766fcb (Serve videos by ffmpeg and kinds by command lines)
 mod command_line;
 mod configuration;
 mod delivery;
@@ -21,3 +25,4 @@ mod retries;
 mod stand_in;
 mod store;
 mod validation;
+mod video;
