@@ -34,6 +34,11 @@ elif do == "second attempt":
         say(error={"title": "Not now", "status": 503}, retryable=True)
     else:
         say(result=None)
+elif do == "later":
+    if os.environ["ARR_ATTEMPT"] == "1":
+        say(error={"title": "Busy", "status": 503}, retryable=True, retryAfterSeconds=2.5)
+    else:
+        say(result="done")
 elif do == "crash":
     print("no such table: images", file=sys.stderr)
     sys.exit(3)

@@ -109,6 +109,52 @@ async fn its_error_is_the_outcome_and_what_may_pass_is_attempted_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_pause_that_it_asks_for_is_made() {
+    let pair = pair().await;
+    let id = pair.submit(KIND, &json!({"do": "later"})).await;
+    assert_eq!(pair.result(&id).await, "done");
+    let operation = pair.operation(&id).await;
+    let at = |key: &str| operation[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let took = at("lastUpdatedAt").duration_since(at("createdAt"));
+    // The policy alone would pause for 2 s at most.
+    assert!(took >= jiff::SignedDuration::from_millis(2500), "{operation}");
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canceled_one_is_killed_unless_its_effect_is_elsewhere() {
+    let pair = pair().await;
+    let file = pair.folder.path().join("pids");
+    let id = pair.submit(KIND, &json!({"do": "stay", "file": file})).await;
+    let processes = started(&file).await;
+    cancel(&pair, &id).await;
+    assert_eq!(pair.ended(&id).await["status"], "Canceled");
+    gone(&processes).await;
+    pair.finish().await;
+
+    let mut pair = prepare().await;
+    pair.provider_config.commands.get_mut(KIND).unwrap().effect = Effect::External;
+    pair.start_requestor();
+    pair.start_provider();
+    let file = pair.folder.path().join("go");
+    let id = pair.submit(KIND, &json!({"do": "progress", "file": file, "numbers": [1]})).await;
+    eventually("it has begun", async || {
+        let operation = pair.operation(&id).await;
+        if operation["percentComplete"] == 40.0 { Ok(()) } else { Err(operation.to_string()) }
+    })
+    .await;
+    cancel(&pair, &id).await;
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(pair.result(&id).await, json!({"sum": 1}));
+    pair.finish().await;
+}
+
+async fn cancel(pair: &Pair, id: &str) {
+    let response = pair.request("DELETE", &format!("/v1/operations/{id}")).send().await.unwrap();
+    assert_eq!(response.status(), 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_nonsense_and_a_flood_are_failures_that_say_what_happened() {
     let pair = pair().await;
     let crash = problem(&pair, &json!({"do": "crash"})).await;
@@ -153,6 +199,33 @@ async fn nothing_is_left_of_it_after_the_deadline() {
     let operation = pair.ended(accepted["id"].as_str().unwrap()).await;
     assert_eq!(operation["error"]["type"], "urn:problem-type:arr:deadline-exceeded", "{operation}");
     gone(&processes).await;
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_the_documentation_works() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/handlers.md")).unwrap();
+    let block = |language: &str| {
+        let (_, after) = text.split_once(&format!("\n```{language}\n")).unwrap();
+        after.split_once("\n```").unwrap().0.to_owned()
+    };
+    let mut pair = prepare().await;
+    let (script, schema) = (pair.folder.path().join("resize.py"), pair.folder.path().join("image.resize.json"));
+    std::fs::write(&script, block("python")).unwrap();
+    std::fs::write(&schema, block("json")).unwrap();
+    let command = pair.provider_config.commands.get_mut(KIND).unwrap();
+    command.command = vec!["python3".into(), script.to_str().unwrap().into()];
+    command.schema = Some(schema.clone());
+    pair.requestor_config.kinds.insert(KIND.into(), KindConfig { schema: Some(schema), ..KindConfig::default() });
+    pair.start_requestor();
+    pair.start_provider();
+    for (request, attempt) in [(json!({"width": 300}), 1), (json!({"width": 300, "clumsy": true}), 2)] {
+        let id = pair.submit(KIND, &request).await;
+        assert_eq!(pair.result(&id).await, json!({"width": 300, "height": 150}));
+        assert_eq!(pair.operation(&id).await["attempt"], attempt);
+    }
+    assert_eq!(problem(&pair, &json!({"width": 0})).await["title"], "No width");
+    assert_eq!(pair.try_submit(KIND, &json!({"width": "wide"})).await.unwrap().status(), 422);
     pair.finish().await;
 }
 

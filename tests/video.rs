@@ -107,6 +107,38 @@ async fn the_reply_of_each_step_is_the_request_of_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn publishing_is_the_three_steps_as_one_operation() {
+    let pair = pair().await;
+    let id = pair.submit("video.publish", &tiny("h264")).await;
+    let stream = pair.result(&id).await;
+    assert_eq!((&stream["segments"], &stream["codec"]), (&json!(2), &json!("h264")), "{stream}");
+    let playlist = file(&stream["playlistUrl"]);
+    assert_tiny(&playlist, "h264");
+    // Each step has a name of its own for what it makes.
+    assert!(playlist.ends_with(format!("operations/{id}.3/stream.m3u8")), "{stream}");
+    let operations = playlist.ancestors().nth(2).unwrap();
+    assert_tiny(&operations.join(&id).join("captured.mkv"), "h264");
+    assert_tiny(&operations.join(format!("{id}.2/compressed.mp4")), "h264");
+    let operation = pair.operation(&id).await;
+    assert_eq!((&operation["position"], &operation["stepKind"]), (&json!(3), &json!("video.deliver")), "{operation}");
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_ffmpeg_is_left_when_the_operation_is_canceled() {
+    let pair = pair().await;
+    let id = pair.submit("video.publish", &endless(599.104)).await;
+    renders(599.104).await;
+    let response = pair.request("DELETE", &format!("/v1/operations/{id}")).send().await.unwrap();
+    assert_eq!(response.status(), 202);
+    let operation = pair.ended(&id).await;
+    assert_eq!(operation["status"], "Canceled", "{operation}");
+    renders_no_more(599.104).await;
+    assert!(!pair.folder.path().join("objects/operations").join(&id).exists());
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_uploaded_file_is_taken_by_its_url_and_nothing_else_is() {
     let pair = pair().await;
     let uploads = pair.folder.path().join("objects/uploads");
