@@ -49,7 +49,7 @@ pub struct Capture {
 pub enum Source {
     /// A moving test picture with a tone, rendered on the spot.
     Test(TestPicture),
-    /// An uploaded file (MP4, MOV, Matroska, WebM, AVI or MPEG-TS), by its URL in the provider's object store; at most
+    /// An uploaded file (MP4, MOV, Matroska, WEBM, AVI or MPEG-TS), by its URL in the provider's object store; at most
     /// 10 minutes of at most 1920 × 1080 pixels.
     Url(#[schemars(length(min = 1, max = MAX_URL))] String),
 }
