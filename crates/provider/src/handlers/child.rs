@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 const TERMINATE_GRACE: Duration = Duration::from_millis(800);
 /// How long what a child has written may take to be read after its end, should a process that it left behind, and
 /// that has a group of its own, hold the pipe open.
-const REMAINDER_TIMEOUT: Duration = Duration::from_secs(1);
+const REMAINDER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of the end of standard error is kept to explain a failure, in bytes.
 const ERROR_TAIL: usize = 2048;
 /// Lines of standard error that are logged of one run; the rest is only counted.
