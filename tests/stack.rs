@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use harness::broker::Broker;
 use harness::caller::Caller;
+use harness::ffmpeg;
 use harness::process::{Process, Service, command};
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs the whole stack: a broker, a provider and a requestor.
 #[derive(Debug, Parser)]
 enum Arguments {
-    /// Shows an order, an impossible order and a risk analysis, and ends.
+    /// Shows orders, a risk analysis, a canceled one, and a video if there is ffmpeg, and ends.
     Demo,
     /// Keeps the stack running until Ctrl-C.
     Up,
@@ -141,8 +142,37 @@ impl Stack {
         let ended = self.follow("risk.analyze", &portfolio()).await?;
         ensure!(ended == 200, "the analysis was to succeed");
 
-        title("4. The same from the command line");
+        title("4. A long analysis that nobody wants any more: canceled, and certainly so");
+        let mut long = portfolio();
+        (long["paths"], long["horizonDays"]) = (json!(20_000_000), json!(2_000));
+        self.cancel("risk.analyze", &long).await?;
+
+        title("5. A video in three steps: rendered, compressed, cut into a stream");
+        if ffmpeg::is_there() {
+            let picture = json!({"seconds": 20, "width": 960, "height": 540});
+            let ended = self.follow("video.publish", &json!({"source": {"test": picture}})).await?;
+            ensure!(ended == 200, "the video was to be published");
+        } else {
+            println!("left out, since ffmpeg is not installed (on Debian: apt-get install ffmpeg)");
+        }
+
+        title("6. The same from the command line");
         self.command_line()
+    }
+
+    /// Submits a request, lets it begin, cancels it, and shows how it ends.
+    async fn cancel(&self, kind: &str, body: &Value) -> anyhow::Result<()> {
+        println!("> POST /v1/requests/{kind}\n> Content-Type: application/json\n> {body}");
+        let accepted = show(self.caller.post(kind).body(body.to_string()).send().await?).await?;
+        let id = accepted["id"].as_str().context("no operation was accepted")?;
+        let path = format!("/v1/operations/{id}");
+        println!("> GET {path}\n< 200 OK  {}\n", progress_line(&self.caller.reached(id, &["Running"]).await));
+        println!("> DELETE {path}");
+        show(self.caller.request("DELETE", &path).send().await?).await?;
+        let ended = self.caller.ended(id).await;
+        println!("> GET {path}\n< 200 OK\n< {ended}\n");
+        ensure!(ended["status"] == "Canceled", "the analysis was to be canceled");
+        Ok(())
     }
 
     /// Submits a request and shows the conversation to its end; the status of the result.
@@ -217,8 +247,14 @@ fn progress_line(operation: &Value) -> String {
     let filled = (percent / 5.0) as usize;
     let bar = format!("[{}{}]", "=".repeat(filled), " ".repeat(20_usize.saturating_sub(filled)));
     let status = operation["status"].as_str().unwrap_or_default();
+    let step = match (operation["position"].as_u64(), operation["steps"].as_array()) {
+        (Some(position), Some(steps)) => {
+            format!("{} ({position} of {}): ", operation["stepKind"].as_str().unwrap_or_default(), steps.len())
+        }
+        _ => String::new(),
+    };
     match operation["message"].as_str() {
-        Some(message) => format!("{status} {bar} {percent:3.0} %  {message}"),
+        Some(message) => format!("{status} {bar} {percent:3.0} %  {step}{message}"),
         None => status.to_owned(),
     }
 }

@@ -24,7 +24,8 @@ async fn bad_requests_get_a_problem_that_helps_and_leave_nothing() {
     let json_type = "application/json";
 
     let unknown = problem(post("/v1/requests/nope", json_type, "1").await.unwrap(), 404, "unknown-kind").await;
-    assert_eq!(unknown["kinds"], json!(["echo", "order.place", "payment.charge", "risk.analyze"]));
+    let kinds = unknown["kinds"].as_array().unwrap();
+    assert!(kinds.contains(&json!("echo")) && kinds.contains(&json!("video.publish")), "{kinds:?}");
     problem(post("/v1/requests/echo", "text/plain", "1").await.unwrap(), 415, "unsupported-media-type").await;
     for bad in ["", "{", "\"\\ud800\"", "1e400", "1 2", "\u{feff}1"] {
         problem(post("/v1/requests/echo", json_type, bad).await.unwrap(), 400, "not-json").await;

@@ -8,6 +8,8 @@ pub mod asker;
 pub mod broker;
 /// A caller of the HTTP interface.
 pub mod caller;
+/// The program that the video kinds need.
+pub mod ffmpeg;
 /// Both services in this process.
 pub mod pair;
 /// The services as processes, to be killed.

@@ -73,6 +73,7 @@ impl Pair {
         provider_config.http.listen.set_port(0);
         provider_config.broker.url = SecretUrl::new(&host.url);
         provider_config.ledger.url = sqlite(folder.path(), "provider");
+        provider_config.objects.url = objects(folder.path());
         // Panics that a test asks for and brokers that it takes away would only look like failures.
         provider_config.log.filter = "off".into();
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));
@@ -181,6 +182,12 @@ async fn empty(host: &VirtualHost, unattended: bool) -> Result<(), String> {
     }
     connection.close(200, "done".into()).await.unwrap();
     if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+}
+
+/// The URL of an object store in `folder`.
+#[must_use]
+pub fn objects(folder: &Path) -> String {
+    format!("file://{}/objects", folder.display())
 }
 
 /// The URL of an SQLite file in `folder`.

@@ -40,6 +40,7 @@ impl Service {
             .with("PROVIDER_HTTP__LISTEN", &format!("127.0.0.1:{port}"))
             .with("PROVIDER_BROKER__URL", broker)
             .with("PROVIDER_LEDGER__URL", &format!("sqlite://{}/provider.db", folder.display()))
+            .with("PROVIDER_OBJECTS__URL", &super::pair::objects(folder))
     }
 
     fn new(name: &'static str, port: u16, folder: &Path) -> Self {

@@ -5,8 +5,9 @@ use shared::config::{SecretUrl, duration, list};
 use shared::http::ServerLimits;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// `config/provider.toml`: every key, its default and its reason.
@@ -45,6 +46,10 @@ pub struct Config {
     pub ledger: LedgerConfig,
     pub orders: OrdersConfig,
     pub payments: PaymentsConfig,
+    pub video: VideoConfig,
+    pub objects: ObjectsConfig,
+    #[serde(default)]
+    pub commands: BTreeMap<String, CommandConfig>,
     pub log: LogConfig,
 }
 
@@ -114,6 +119,72 @@ pub struct Article {
     pub stock: u32,
 }
 
+/// The section `[video]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct VideoConfig {
+    pub processes_max: usize,
+    pub threads: u16,
+    pub nice: u8,
+    pub memory_bytes_max: u64,
+    pub file_bytes_max: u64,
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+}
+
+/// The section `[objects]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct ObjectsConfig {
+    pub url: String,
+    #[serde(with = "duration")]
+    pub retention: Duration,
+}
+
+/// A section `[commands."kind"]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct CommandConfig {
+    #[serde(deserialize_with = "list")]
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub schema: Option<PathBuf>,
+    #[serde(default)]
+    pub effect: Effect,
+    #[serde(with = "duration", default = "command_timeout")]
+    pub timeout: Duration,
+    #[serde(default = "line_bytes_max")]
+    pub line_bytes_max: usize,
+    #[serde(default = "output_bytes_max")]
+    pub output_bytes_max: u64,
+}
+
+/// What kind of effect a command has.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// Running twice harms nothing.
+    #[default]
+    Pure,
+    /// It is elsewhere, and repeated with the same idempotency key until its outcome is recorded.
+    External,
+}
+
+fn command_timeout() -> Duration {
+    Duration::from_mins(10)
+}
+
+fn line_bytes_max() -> usize {
+    1_048_576
+}
+
+fn output_bytes_max() -> u64 {
+    16_777_216
+}
+
 impl Config {
     /// The defaults, then `file`, then the environment.
     ///
@@ -131,6 +202,9 @@ impl Config {
         anyhow::ensure!(self.concurrency <= PREFETCH_MAX, "concurrency: RabbitMQ allows {PREFETCH_MAX} at most");
         anyhow::ensure!(!self.progress.interval.is_zero(), "progress.interval must be more than 0");
         anyhow::ensure!(!self.progress.heartbeat.is_zero(), "progress.heartbeat must be more than 0");
+        anyhow::ensure!(self.video.processes_max > 0, "video.processes_max must be more than 0");
+        anyhow::ensure!(self.video.threads > 0, "video.threads must be more than 0");
+        anyhow::ensure!(self.video.nice < 20, "video.nice: at most 19");
         database::validate_url(self.ledger.url.expose()).context("ledger.url")?;
         self.payments.validate()?;
         self.validate_times()?;

@@ -19,6 +19,7 @@ pub(crate) struct Report {
 #[derive(Clone, Debug)]
 pub struct Context {
     correlation_id: String,
+    identity: String,
     attempt: u32,
     deadline: Option<Timestamp>,
     cancelled: CancellationToken,
@@ -35,6 +36,7 @@ impl Context {
     ) -> Self {
         Self {
             correlation_id: request.correlation_id.clone(),
+            identity: request.identity().unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
             attempt: request.attempt,
             deadline: request.deadline,
             cancelled,
@@ -47,6 +49,13 @@ impl Context {
     #[must_use]
     pub fn correlation_id(&self) -> &str {
         &self.correlation_id
+    }
+
+    /// What names the request, the same however often it is carried out; new each time for a foreign client's request
+    /// without a correlation id.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Which attempt of the requestor's this is, from 1.

@@ -85,11 +85,11 @@ impl std::fmt::Debug for Handler {
     }
 }
 
-pub(crate) fn raw<F>(function: impl Fn(Content, Context) -> F + Send + Sync + 'static) -> Handler
+pub(crate) fn raw<F>(function: impl Fn(Content, Context) -> F + Send + Sync + 'static) -> Arc<AsyncFn>
 where
     F: Future<Output = Result<Content, Failure>> + Send + 'static,
 {
-    Handler::Pure(Arc::new(move |content, context| function(content, context).boxed()))
+    Arc::new(move |content, context| function(content, context).boxed())
 }
 
 /// A function of bytes from one of a typed request.

@@ -59,6 +59,7 @@ use shared::amqp::{self, Status, Supervisor};
 use shared::schema;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use worker::Worker;
@@ -74,6 +75,7 @@ pub struct Provider {
     config: Config,
     handlers: BTreeMap<String, Handler>,
     prepare: PrepareAll,
+    objects: Option<handlers::video::Objects>,
 }
 
 struct PrepareAll(Vec<Prepare>);
@@ -92,7 +94,7 @@ impl Provider {
     /// A provider without handlers.
     #[must_use]
     pub fn builder(config: Config) -> Builder {
-        Builder(Self { config, handlers: BTreeMap::new(), prepare: PrepareAll(Vec::new()) })
+        Builder(Self { config, handlers: BTreeMap::new(), prepare: PrepareAll(Vec::new()), objects: None })
     }
 
     /// A provider of those kinds that come with the product and that `config.kinds` names.
@@ -106,7 +108,9 @@ impl Provider {
         let mut builder = Self::builder(config)
             .handle_raw(schema::ECHO, handlers::echo::echo)
             .handle(schema::risk::KIND, handlers::risk::analyze)
-            .handle_transactional(schema::order::KIND, handlers::order::place);
+            .handle_transactional(schema::order::KIND, handlers::order::place)
+            .with_commands()?
+            .with_video(&wanted)?;
         if payments.url.is_empty() {
             let named = wanted.iter().any(|kind| kind == schema::payment::KIND);
             anyhow::ensure!(!named, "kinds: {:?} needs payments.url", schema::payment::KIND);
@@ -145,7 +149,7 @@ impl Provider {
     /// What keeps it from starting, or that its ledger can no longer be trusted.
     pub async fn run_on(self, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         shared::telemetry::init_metrics();
-        let Self { config, handlers, prepare } = self;
+        let Self { config, handlers, prepare, objects } = self;
         let ledger = match handlers.values().any(Handler::has_effect) || !prepare.0.is_empty() {
             true => Some(Ledger::open(config.ledger.url.expose(), prepare.0).await.context("ledger")?),
             false => None,
@@ -173,6 +177,7 @@ impl Provider {
             () = keep(ledger.as_ref(), config.ledger.retention) => {
                 anyhow::bail!("the ledger can no longer be trusted; see the log")
             }
+            () = tidy(objects) => Ok(()),
         }
     }
 }
@@ -195,7 +200,7 @@ impl Builder {
     where
         F: Future<Output = Result<Content, Failure>> + Send + 'static,
     {
-        self.with(kind, handler::raw(function))
+        self.with(kind, Handler::Pure(handler::raw(function)))
     }
 
     /// Serves `kind` by a function whose effect is `Transactional`: it happens in the ledger's database, in the
@@ -253,6 +258,43 @@ impl Builder {
         Ok(self.0)
     }
 
+    /// The kinds of the sections `[commands."kind"]`.
+    fn with_commands(mut self) -> anyhow::Result<Self> {
+        for (kind, config) in self.0.config.commands.clone() {
+            let command = handlers::command::Command::open(&kind, &config)?;
+            let run = handler::raw(move |content, context| Arc::clone(&command).handle(content, context));
+            self = match config.effect {
+                config::Effect::Pure => self.with(&kind, Handler::Pure(run)),
+                config::Effect::External => self.with(&kind, Handler::External(run)),
+            };
+        }
+        Ok(self)
+    }
+
+    /// The kinds that need ffmpeg, if it is there; an error if it is not and they are `wanted` by name.
+    fn with_video(mut self, wanted: &[String]) -> anyhow::Result<Self> {
+        use schema::video::{CAPTURE, COMPRESS, DELIVER};
+        let named = wanted.iter().find(|kind| [CAPTURE, COMPRESS, DELIVER].contains(&kind.as_str()));
+        if named.is_none() && wanted != ["all"] {
+            return Ok(self);
+        }
+        match (handlers::video::Video::open(&self.0.config)?, named) {
+            (Err(missing), Some(kind)) => anyhow::bail!("kinds: {kind} cannot be served: {missing}"),
+            (Err(missing), None) => {
+                tracing::warn!("{CAPTURE}, {COMPRESS} and {DELIVER} are not served: {missing}");
+                Ok(self)
+            }
+            (Ok(video), _) => {
+                self.0.objects = Some(video.objects());
+                let (first, second) = (Arc::clone(&video), Arc::clone(&video));
+                Ok(self
+                    .handle(CAPTURE, move |request, context| Arc::clone(&first).capture(request, context))
+                    .handle(COMPRESS, move |request, context| Arc::clone(&second).compress(request, context))
+                    .handle(DELIVER, move |request, context| Arc::clone(&video).deliver(request, context)))
+            }
+        }
+    }
+
     fn with(mut self, kind: &str, handler: Handler) -> Self {
         self.0.handlers.insert(kind.to_owned(), handler);
         self
@@ -281,5 +323,13 @@ async fn keep(ledger: Option<&Ledger>, retention: Duration) {
     tokio::select! {
         () = purge => {}
         () = ledger.failed() => {}
+    }
+}
+
+/// Keeps the object store small. Never returns.
+async fn tidy(objects: Option<handlers::video::Objects>) {
+    match objects {
+        Some(objects) => objects.keep().await,
+        None => std::future::pending().await,
     }
 }

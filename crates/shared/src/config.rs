@@ -4,6 +4,7 @@ use config::{Config, ConfigBuilder, Environment, File, FileFormat};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use url::Url;
@@ -66,6 +67,12 @@ fn environment(prefix: &str) -> anyhow::Result<HashMap<String, String>> {
         }
     }
     Ok(variables)
+}
+
+/// The variables that a child process may have: those whose names pass `may_have`. The service's own may hold
+/// passwords.
+pub fn environment_for_child(may_have: impl Fn(&str) -> bool) -> Vec<(OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(&may_have)).collect()
 }
 
 /// A URL that may hold a password, which is never shown or logged. It may name several hosts, with commas between them.

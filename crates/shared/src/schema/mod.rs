@@ -6,6 +6,7 @@
 pub mod order;
 pub mod payment;
 pub mod risk;
+pub mod video;
 
 use serde_json::Value;
 
@@ -20,5 +21,8 @@ pub fn built_in() -> Vec<(&'static str, Value)> {
         (order::KIND, schemars::schema_for!(order::Order).to_value()),
         (payment::KIND, schemars::schema_for!(payment::Charge).to_value()),
         (risk::KIND, schemars::schema_for!(risk::RiskRequest).to_value()),
+        (video::CAPTURE, schemars::schema_for!(video::Capture).to_value()),
+        (video::COMPRESS, schemars::schema_for!(video::Compress).to_value()),
+        (video::DELIVER, schemars::schema_for!(video::Deliver).to_value()),
     ]
 }
