@@ -12,6 +12,7 @@ mod foreign;
 mod kill;
 mod lease;
 mod lifecycle;
+mod network;
 mod publisher;
 mod store;
 mod validation;

@@ -8,11 +8,13 @@ pub mod asker;
 pub mod broker;
 /// A caller of the HTTP interface.
 pub mod caller;
+/// Orders, and what became of them.
+pub mod orders;
 /// Both services in this process.
 pub mod pair;
 /// The services as processes, to be killed.
 pub mod process;
-/// A TCP relay in front of a broker that can be opened and cut.
+/// A relay in front of a broker: cuts, holds, slows, and knows AMQP well enough to lose and repeat messages.
 pub mod proxy;
 
 use std::time::Duration;
