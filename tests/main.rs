@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
+mod broker_faults;
 mod cancel;
 mod command_line;
 mod configuration;
@@ -12,6 +13,7 @@ mod foreign;
 mod kill;
 mod lease;
 mod lifecycle;
+mod machine_faults;
 mod network;
 mod publisher;
 mod store;

@@ -8,6 +8,8 @@ pub mod asker;
 pub mod broker;
 /// A caller of the HTTP interface.
 pub mod caller;
+/// Clocks that are wrong.
+pub mod clock;
 /// Orders, and what became of them.
 pub mod orders;
 /// Both services in this process.

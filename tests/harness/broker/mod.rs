@@ -266,7 +266,11 @@ impl VirtualHost {
         Connection::connect(&self.url, ConnectionProperties::default()).await.unwrap()
     }
 
-    async fn call(&self, method: &str, path: &str, body: &str) -> String {
+    /// A call of the management interface's `/api/{path}`: what it answers.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub async fn call(&self, method: &str, path: &str, body: &str) -> String {
         let url = self.management.join(&format!("api/{path}")).unwrap();
         let request = self.http.request(method.parse().unwrap(), url).header("content-type", "application/json");
         let response = request.body(body.to_owned()).send().await.unwrap();
