@@ -272,45 +272,45 @@ async fn shut_out(caller: &Caller, proxy: &Proxy) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_harm() {
-    let mut broker = Broker::start().await.unwrap();
-    let mut pair = Pair::prepare_on(broker.virtual_host().await);
-    pair.provider_config.drain = Duration::from_secs(3);
-    pair.start_requestor();
-    pair.start_provider();
-    let mut ids = place(&pair, 5).await;
-    placed_once(&pair, &ids, pair.folder.path()).await;
+    let (mut broker, folder) = (Broker::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let host = broker.virtual_host().await;
+    let (requestor, provider) = services(&host.url, &folder);
+    let provider = provider.with("PROVIDER_DRAIN", "3s").with("RAYON_NUM_THREADS", "1");
+    let caller = caller(&requestor);
+    let mut running = [requestor.start().await, provider.start().await];
+    let mut ids = place(&caller, 5).await;
+    placed_once(&caller, &ids, folder.path()).await;
 
     broker.kill_and_restart().await;
-    pair.ready().await;
-    ids.extend(place(&pair, 5).await);
-    placed_once(&pair, &ids, pair.folder.path()).await;
+    ids.extend(place(&caller, 5).await);
+    placed_once(&caller, &ids, folder.path()).await;
 
     // Its reply cannot be published any more.
-    let under_way = pair.submit("risk.analyze", &analysis()).await;
-    pair.reached(&under_way, &["Running"]).await;
+    let under_way = caller.submit("risk.analyze", &analysis()).await;
+    caller.reached(&under_way, &["Running"]).await;
     broker.memory_alarm(true).await;
     eventually("the requestor says that the broker is blocked", async || {
-        ids.extend(place(&pair, 1).await);
-        let state = pair.get("/readyz").await.text().await.unwrap();
+        ids.extend(place(&caller, 1).await);
+        let state = caller.get("/readyz").await.text().await.unwrap();
         if state.contains("blocked") { Ok(()) } else { Err(state) }
     })
     .await;
     let stopping = Instant::now();
-    pair.stop_provider().await;
-    assert!(stopping.elapsed() < Duration::from_secs(10), "the provider took {:?}", stopping.elapsed());
-    let stopping = Instant::now();
-    pair.stop_requestor().await;
-    assert!(stopping.elapsed() < Duration::from_secs(10), "the requestor took {:?}", stopping.elapsed());
+    futures_util::future::join_all(
+        running.iter_mut().map(async |process| assert!(process.terminate().await.success())),
+    )
+    .await;
+    assert!(stopping.elapsed() < Duration::from_secs(10), "SIGTERM took {:?}", stopping.elapsed());
     broker.memory_alarm(false).await;
-    pair.start_requestor();
-    pair.start_provider();
-    pair.ready().await;
-    placed_once(&pair, &ids, pair.folder.path()).await;
-    pair.result(&under_way).await;
-    pair.finish().await;
+    let mut running = [requestor.start().await, provider.start().await];
+    placed_once(&caller, &ids, folder.path()).await;
+    caller.result(&under_way).await;
+    terminate(&mut running).await;
+    harness::pair::nothing_left(&host).await;
+    host.delete().await;
 }
 
-/// A few seconds of work.
+/// A few seconds of work for one thread.
 fn analysis() -> Value {
-    json!({"weights": [1.0], "means": [0.0], "covariance": [[0.0001]], "horizonDays": 100, "paths": 5_000_000, "seed": 1})
+    json!({"weights": [1.0], "means": [0.0], "covariance": [[0.0001]], "horizonDays": 100, "paths": 2_000_000, "seed": 1})
 }
