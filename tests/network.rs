@@ -241,13 +241,12 @@ async fn connections_that_are_reset_again_and_again_are_made_with_growing_pauses
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_accepted_and_closed_are_made_with_growing_pauses() {
-    let mut network = Network::start().await;
     for ending in [Ending::Finish, Ending::Reset] {
+        let mut network = Network::start().await;
         network.proxies().iter().for_each(|proxy| proxy.refuse(Some(ending)));
         let attempts = storm(&mut network, |proxy| proxy.end_all(ending)).await;
         assert!(attempts.iter().all(|count| (2..=ATTEMPTS_MAX).contains(count)), "{attempts:?}");
         network.proxies().iter().for_each(|proxy| proxy.refuse(None));
-        network.pair.ready().await;
+        network.finish().await;
     }
-    network.finish().await;
 }
