@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
 mod acknowledgement_timeout;
+mod broker_faults;
 mod cancel;
 mod cancelling;
 mod cluster;
@@ -19,6 +20,8 @@ mod hostile;
 mod kill;
 mod lease;
 mod lifecycle;
+mod machine_faults;
+mod network;
 mod pipelines;
 mod publisher;
 mod retries;
