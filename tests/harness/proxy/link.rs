@@ -29,7 +29,7 @@ impl Link {
         Self { number, to_broker, to_service, ending: watch::Sender::new(None) }
     }
 
-    /// The how manieth connection it is, from 1.
+    /// Its place among all connections of the relay, from 1.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
