@@ -23,8 +23,8 @@ pub fn python() -> &'static PathBuf {
             let venv = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
             if venv().is_err() {
                 let root = nix::unistd::geteuid().is_root();
-                let mut shell = Command::new(if root { "sh" } else { "sudo" });
-                run(shell.args(if root { &["-c", INSTALL][..] } else { &["sh", "-c", INSTALL] })).unwrap();
+                let line: &[&str] = if root { &["sh", "-c", INSTALL] } else { &["sudo", "sh", "-c", INSTALL] };
+                run(Command::new(line[0]).args(&line[1..])).unwrap();
                 venv().unwrap();
             }
             run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PIKA])).unwrap();
