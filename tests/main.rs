@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails tells its place")]
 
 mod acknowledgement_timeout;
+mod broker_faults;
 mod cancel;
 mod cancelling;
 mod cluster;
@@ -20,6 +21,8 @@ mod kill;
 mod lease;
 mod lifecycle;
 mod pipelines;
+mod machine_faults;
+mod network;
 mod publisher;
 mod retries;
 mod stand_in;

@@ -10,11 +10,15 @@ pub mod broker;
 pub mod caller;
 /// The program that the video kinds need.
 pub mod ffmpeg;
+/// Clocks that are wrong.
+pub mod clock;
+/// Orders, and what became of them.
+pub mod orders;
 /// Both services in this process.
 pub mod pair;
 /// The services as processes, to be killed.
 pub mod process;
-/// A TCP relay in front of a broker that can be opened and cut.
+/// A relay in front of a broker: cuts, holds, slows, and knows AMQP well enough to lose and repeat messages.
 pub mod proxy;
 /// A Python of the tests' own.
 pub mod python;

@@ -17,6 +17,8 @@ pub struct Process {
 pub struct Service {
     name: &'static str,
     variables: Vec<(String, String)>,
+    config: Option<PathBuf>,
+    small_disk: Option<PathBuf>,
     port: u16,
     log: PathBuf,
 }
@@ -44,13 +46,35 @@ impl Service {
     }
 
     fn new(name: &'static str, port: u16, folder: &Path) -> Self {
-        Self { name, variables: Vec::new(), port, log: folder.join(format!("{name}.log")) }
+        Self {
+            name,
+            variables: Vec::new(),
+            config: None,
+            small_disk: None,
+            port,
+            log: folder.join(format!("{name}.log")),
+        }
     }
 
     /// The same with one more variable.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// The same with a configuration file.
+    #[must_use]
+    pub fn with_config(mut self, file: PathBuf) -> Self {
+        self.config = Some(file);
+        self
+    }
+
+    /// The same with a file system of its own of a few megabytes at `folder`, which nobody else sees and which ends
+    /// with the process. Needs no root where Linux lets everyone have a user namespace.
+    #[must_use]
+    pub fn on_small_disk(mut self, folder: &Path) -> Self {
+        self.small_disk = Some(folder.to_path_buf());
         self
     }
 
@@ -74,7 +98,13 @@ impl Service {
     #[must_use]
     pub fn spawn(&self) -> Process {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = command(self.name, &self.variables);
+        let mut command = match &self.small_disk {
+            Some(folder) => command_on_small_disk(self.name, &self.variables, folder),
+            None => command(self.name, &self.variables),
+        };
+        if let Some(file) = &self.config {
+            command.arg("--config").arg(file);
+        }
         let child = command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Process { child }
     }
@@ -93,6 +123,12 @@ impl Service {
             healthy.map_err(|error| format!("{error:#}; log: {}", self.log()))
         })
         .await;
+    }
+
+    /// The file that it logs to.
+    #[must_use]
+    pub fn log_file(&self) -> &Path {
+        &self.log
     }
 
     /// What it has logged so far.
@@ -121,14 +157,37 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    /// Sends it `signal`, such as SIGSTOP; nothing if it has ended.
+    ///
+    /// # Panics
+    /// When the system does not let us.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.child.try_wait().unwrap().is_none() {
+            kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+        }
+    }
+
+    /// `path` as the process sees it, which may have file systems of its own.
+    #[must_use]
+    pub fn sees(&self, path: &Path) -> PathBuf {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        Path::new("/proc").join(self.child.id().to_string()).join("root").join(relative)
+    }
+
+    /// Its exit status, once it has ended.
+    ///
+    /// # Panics
+    /// When the system does not tell.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// SIGTERM unless it has ended already, and its exit status.
     ///
     /// # Panics
     /// When it does not end within 45 s.
     pub async fn terminate(&mut self) -> ExitStatus {
-        if self.child.try_wait().unwrap().is_none() {
-            kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-        }
+        self.signal(Signal::SIGTERM);
         tokio::time::timeout(Duration::from_secs(45), self.ended()).await.expect("SIGTERM ends it")
     }
 
@@ -138,7 +197,7 @@ impl Process {
     /// When the system does not tell.
     pub async fn ended(&mut self) -> ExitStatus {
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.status() {
                 return status;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -158,6 +217,19 @@ impl Drop for Process {
 pub fn command(name: &str, variables: &[(String, String)]) -> Command {
     let mut command = Command::new(binaries().join(name));
     command.env_clear().envs(variables.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// The command, which begins by mounting a small file system that it alone sees.
+fn command_on_small_disk(name: &str, variables: &[(String, String)], folder: &Path) -> Command {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut command = Command::new("/usr/bin/unshare");
+    command.env_clear().envs(variables.iter().map(|(name, value)| (name, value)));
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command.args(["--mount", "sh", "-c", "mount -t tmpfs -o size=4m tmpfs \"$0\" && exec \"$@\""]);
+    command.arg(folder).arg(binaries().join(name));
     command
 }
 

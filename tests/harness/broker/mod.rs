@@ -298,7 +298,11 @@ impl VirtualHost {
         Connection::connect(&self.url, ConnectionProperties::default()).await.unwrap()
     }
 
-    async fn call(&self, method: &str, path: &str, body: &str) -> String {
+    /// A call of the management interface's `/api/{path}`: what it answers.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub async fn call(&self, method: &str, path: &str, body: &str) -> String {
         self.try_call(method, path, body).await.unwrap()
     }
 

@@ -153,7 +153,9 @@ fn nameless(request: &Request) -> Reply {
     handled(request, Err(Failure::invalid("", "a request with an effect needs a correlation_id")))
 }
 
-/// Whether the requestor has given the request up. Its clock decides, so that a clock that differs does no harm.
+/// Whether the requestor has given the request up. The broker keeps what has an `expiration` no longer than that, by
+/// one clock; only for other requests is this provider's clock compared with the requestor's, which may differ.
 fn is_overdue(request: &Request) -> bool {
-    request.deadline.is_some_and(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_TOLERANCE)
+    request.expiration.is_none()
+        && request.deadline.is_some_and(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_TOLERANCE)
 }
