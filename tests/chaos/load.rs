@@ -24,6 +24,9 @@ const FOLLOWED_MAX: usize = 256;
 /// The pause after a call that failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The header that says how long an operation may take.
+const OPERATION_TIMEOUT: &str = "operation-timeout";
+
 /// What one caller does.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -89,7 +92,7 @@ impl Load {
             let number = self.0.next.fetch_add(1, Ordering::Relaxed);
             let plan = Plan::plain(&mut StdRng::seed_from_u64(number as u64));
             let id = self.submit(number, &plan).await.ok()?;
-            let status = self.follow(&id, &plan).await.ok()?;
+            let status = self.follow(&id, plan.timeout).await.ok()?;
             (status == "Succeeded").then_some(())
         };
         futures_util::future::join_all((0..count).map(one)).await.into_iter().flatten().count()
@@ -119,13 +122,13 @@ impl Load {
             tokio::time::sleep(after).await;
             self.insist("cancel", "DELETE", &format!("/v1/operations/{id}"), &id).await?;
         }
-        let mut status = self.follow(&id, plan).await?;
+        let mut status = self.follow(&id, plan.timeout).await?;
         for _ in 0..plan.retries {
             if status != "Failed" {
                 break;
             }
             self.insist("retry", "POST", &format!("/v1/operations/{id}/retry"), &id).await?;
-            status = self.follow(&id, plan).await?;
+            status = self.follow(&id, TIMEOUT).await?;
         }
         Ok(())
     }
@@ -138,8 +141,7 @@ impl Load {
             let reference = format!("chaos-{number}-{again}");
             let body = plan.body(&reference);
             history.note("submit", Came::Invoke, &reference, json!(plan.kind)).await?;
-            let request =
-                self.0.caller.post(plan.kind).header("operation-timeout", format!("{}ms", plan.timeout.as_millis()));
+            let request = self.0.caller.post(plan.kind).header(OPERATION_TIMEOUT, milliseconds(plan.timeout));
             let answer = Answer::of(request.body(body.to_string()).send().await).await;
             history.note("submit", answer.came, &reference, answer.body.clone()).await?;
             if let (Came::Ok, Some(id)) = (answer.came, answer.body["id"].as_str()) {
@@ -161,7 +163,8 @@ impl Load {
                 // Counted before it is asked: an answer that is lost may still have driven the operation again.
                 self.0.history.change(id, |accepted| accepted.retries += 1);
             }
-            let answer = Answer::of(self.0.caller.request(method, path).send().await).await;
+            let request = self.0.caller.request(method, path).header(OPERATION_TIMEOUT, milliseconds(TIMEOUT));
+            let answer = Answer::of(request.send().await).await;
             self.0.history.note(call, answer.came, id, answer.body).await?;
             if answer.came == Came::Ok || answer.status.is_some_and(|status| status.is_client_error()) {
                 return Ok(());
@@ -171,8 +174,8 @@ impl Load {
     }
 
     /// Follows an operation to its end; the last status seen.
-    async fn follow(&self, id: &str, plan: &Plan) -> anyhow::Result<String> {
-        let until = Instant::now() + plan.timeout + GRACE;
+    async fn follow(&self, id: &str, timeout: Duration) -> anyhow::Result<String> {
+        let until = Instant::now() + timeout + GRACE;
         let mut last = String::new();
         while Instant::now() < until {
             let path = format!("/v1/operations/{id}?redirect=false");
@@ -238,6 +241,10 @@ impl Plan {
             _ => json!({ "echo": reference, "amountCents": self.amount }),
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
 }
 
 /// Whether `status` is one that never changes.

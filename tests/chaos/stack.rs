@@ -88,7 +88,8 @@ impl Stack {
         std::fs::write(&requestor_config, REQUESTOR)?;
         std::fs::write(&provider_config, PROVIDER)?;
         let requestor = Service::requestor(&requestor_link.url(&host.url), folder).with_config(requestor_config);
-        let provider = Service::provider(&provider_link.url(&host.url), folder).with_config(provider_config)
+        let provider = Service::provider(&provider_link.url(&host.url), folder)
+            .with_config(provider_config)
             .with("PROVIDER_PAYMENTS__URL", &sink.url);
         let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
         let (requestor, provider) = (Kept::start(requestor), Kept::start(provider));
