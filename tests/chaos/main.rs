@@ -124,7 +124,9 @@ async fn trial(options: &Options, seed: u64, folder: &Path, broker: &mut Broker)
     let faults = nemesis::Faults::default();
     harm(options, seed, &stack, &load, &history, broker, &faults).await?;
     nemesis::heal(&stack);
-    stack.service(Side::Requestor).listening().await;
+    for side in [Side::Requestor, Side::Provider] {
+        stack.service(side).listening().await;
+    }
     let open = drain(&stack, &load).await?;
     let alive = (load.plain(PROBES).await, PROBES);
     let told = evidence::operations(&stack.caller).await?;
@@ -232,9 +234,13 @@ async fn emptied(stack: &Stack, unattended: bool) -> Vec<String> {
     }
 }
 
-/// A progress bar, on a terminal.
+/// A progress bar on a terminal, and one line elsewhere.
+#[expect(clippy::print_stderr, reason = "for the person who runs it")]
 fn bar(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{elapsed:>5} {wide_bar} {pos}/{len} {msg}");
     let bar = ProgressBar::new(length).with_message(what);
+    if bar.is_hidden() {
+        eprintln!("chaos: {length} {what}");
+    }
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }

@@ -3,10 +3,11 @@
 
 use crate::crash_points;
 use crate::stack::{Side, Stack};
-use anyhow::Context;
 use harness::broker::Broker;
 use harness::proxy::{Action, Direction, Ending, Method, Traffic, Which};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
+use lapin::types::ShortString;
+use lapin::{Connection, ConnectionProperties};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -89,8 +90,8 @@ const LOSSES: [Loss; 8] = [
     Loss::Restart,
 ];
 const SIDES: [Side; 2] = [Side::Requestor, Side::Provider];
-/// How long the broker may take to do what it is told.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long is tried to lose something: queues are empty most of the time.
+const LOSS_WITHIN: Duration = Duration::from_secs(3);
 
 impl Faults {
     fn done(&self, name: String) {
@@ -251,6 +252,8 @@ pub(crate) fn heal(stack: &Stack) {
         stack.service(side).signal(Signal::SIGCONT);
         // A connection that was half closed stays so.
         stack.link(side).end_all(Ending::Finish);
+        // The next one is not armed.
+        stack.service(side).signal(Signal::SIGKILL);
     }
 }
 
@@ -267,32 +270,31 @@ async fn do_loss(stack: &Stack, broker: &mut Broker, loss: Loss, random: &mut St
             let names = stack.host.queues().await;
             let names: Vec<_> = names.into_iter().filter(|name| name.starts_with(prefix)).collect();
             let delete = matches!(loss, Loss::Delete(_));
-            return tokio::time::timeout(BROKER_TIMEOUT, lose(&stack.host.url, &names, delete))
-                .await
-                .context("the broker does not lose queues in time")?;
+            let lost = tokio::time::timeout(LOSS_WITHIN, lose(&stack.host.url, &names, delete)).await;
+            return Ok(matches!(lost, Ok(Ok(()))));
         }
     }
     Ok(true)
 }
 
-/// Purges or deletes queues over a connection of its own; whether there was any.
-async fn lose(url: &str, names: &[String], delete: bool) -> anyhow::Result<bool> {
+/// Purges or deletes queues over a connection of its own, again and again until something is lost.
+async fn lose(url: &str, names: &[String], delete: bool) -> anyhow::Result<()> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let mut lost = false;
-    for name in names {
-        // The exclusive queue of a provider refuses, and a channel that was refused is closed.
-        let channel: Channel = connection.create_channel().await?;
-        lost |= match delete {
-            true => {
-                channel.queue_delete(name.as_str().into(), lapin::options::QueueDeleteOptions::default()).await.is_ok()
-            }
-            false => {
-                channel.queue_purge(name.as_str().into(), lapin::options::QueuePurgeOptions::default()).await.is_ok()
-            }
-        };
+    let mut lost = 0;
+    while lost == 0 {
+        for name in names {
+            // The exclusive queue of a provider refuses, and a channel that was refused is closed.
+            let channel = connection.create_channel().await?;
+            let name = ShortString::from(name.as_str());
+            lost += match delete {
+                true => channel.queue_delete(name, QueueDeleteOptions::default()).await.map_or(0, |_| 1),
+                false => channel.queue_purge(name, QueuePurgeOptions::default()).await.unwrap_or_default(),
+            };
+            let _ = channel.close(200, "done".into()).await;
+        }
     }
     connection.close(200, "done".into()).await?;
-    Ok(lost)
+    Ok(())
 }
 
 fn between(random: &mut StdRng, least: u64, most: u64) -> Duration {
