@@ -92,6 +92,8 @@ const LOSSES: [Loss; 8] = [
 const SIDES: [Side; 2] = [Side::Requestor, Side::Provider];
 /// How long is tried to lose something: queues are empty most of the time.
 const LOSS_WITHIN: Duration = Duration::from_secs(3);
+/// The pause in between.
+const LOSS_EVERY: Duration = Duration::from_millis(10);
 
 impl Faults {
     fn done(&self, name: String) {
@@ -292,6 +294,7 @@ async fn lose(url: &str, names: &[String], delete: bool) -> anyhow::Result<()> {
             };
             let _ = channel.close(200, "done".into()).await;
         }
+        sleep(LOSS_EVERY).await;
     }
     connection.close(200, "done".into()).await?;
     Ok(())
