@@ -1,6 +1,6 @@
 //! The rules that must hold after a run. Nothing here asks the services: only what they and the world have written down.
 
-use crate::evidence::{Event, Ledger, Told};
+use crate::evidence::{Event, Ledger, Order, Told};
 use crate::history::{Accepted, Memory};
 use crate::load::is_terminal;
 use crate::sink::Call;
@@ -32,8 +32,10 @@ pub(crate) struct Verdict {
 
 /// The effects, by what caused them.
 struct Effects<'a> {
+    /// Orders by operation, whose id is their number.
+    orders: HashMap<&'a str, &'a Order>,
     /// The orders' numbers, by the reference that their request bore.
-    orders: HashMap<&'a str, Vec<&'a str>>,
+    references: HashMap<&'a str, Vec<&'a str>>,
     /// Calls that moved money, by operation.
     payments: HashMap<&'a str, Vec<&'a Call>>,
 }
@@ -79,7 +81,7 @@ pub(crate) fn judge(facts: &Facts) -> Vec<Verdict> {
         each("canceled without being asked to", &cases, |case| {
             case.status() == "Canceled" && case.operation["cancelRequested"] != true
         }),
-        each("result differs from what was done", &cases, |case| !effects.agrees(case, facts)),
+        each("result differs from what was done", &cases, |case| !effects.agrees(case)),
         Verdict { rule: "event numbers have gaps", violations: gaps(facts) },
         Verdict { rule: "stock differs from orders", violations: stock(&facts.ledger) },
     ]
@@ -92,9 +94,10 @@ fn each(rule: &'static str, cases: &[Case<'_>], violates: impl Fn(&Case<'_>) -> 
 
 impl<'a> Effects<'a> {
     fn of(facts: &'a Facts) -> Self {
-        let mut effects = Self { orders: HashMap::new(), payments: HashMap::new() };
+        let orders = facts.ledger.orders.iter().map(|order| (order.id.as_str(), order)).collect();
+        let mut effects = Self { orders, references: HashMap::new(), payments: HashMap::new() };
         for order in &facts.ledger.orders {
-            effects.orders.entry(&order.customer).or_default().push(&order.id);
+            effects.references.entry(&order.customer).or_default().push(&order.id);
         }
         for call in facts.payments.iter().filter(|call| call.effect) {
             let operation = call.body["operation"].as_str().unwrap_or_default();
@@ -106,7 +109,7 @@ impl<'a> Effects<'a> {
     fn case(&self, id: &'a str, told: &'a Told, facts: &'a Facts) -> Case<'a> {
         let accepted = facts.memory.accepted.get(id);
         let effects = match told.operation["kind"].as_str() {
-            Some("order.place") => Some(facts.ledger.orders.iter().filter(|order| order.id == id).count()),
+            Some("order.place") => Some(usize::from(self.orders.contains_key(id))),
             Some("payment.charge") => Some(self.payments.get(id).map_or(0, Vec::len)),
             _ => None,
         };
@@ -114,14 +117,11 @@ impl<'a> Effects<'a> {
     }
 
     /// Whether the result is what was done; nothing to compare for what has not succeeded or whose request is unknown.
-    fn agrees(&self, case: &Case<'_>, facts: &Facts) -> bool {
-        let (Some(result), Some(accepted)) = (case.result, case.accepted) else {
-            return case.status() != "Succeeded" || case.accepted.is_none();
-        };
+    fn agrees(&self, case: &Case<'_>) -> bool {
+        let (Some(result), Some(accepted)) = (case.result, case.accepted) else { return true };
         match case.operation["kind"].as_str() {
-            Some("order.place") => facts.ledger.orders.iter().any(|order| {
-                order.id == case.id
-                    && order.customer == accepted.reference
+            Some("order.place") => self.orders.get(case.id).is_none_or(|order| {
+                order.customer == accepted.reference
                     && result["orderId"] == case.id
                     && result["totalCents"] == order.total_cents
             }),
@@ -151,7 +151,7 @@ fn lost(facts: &Facts) -> Vec<String> {
 
 fn double_effects(facts: &Facts, effects: &Effects<'_>) -> Vec<String> {
     let orders =
-        effects.orders.iter().filter(|(_, ids)| ids.len() > 1).map(|(by, ids)| format!("{by}: orders {ids:?}"));
+        effects.references.iter().filter(|(_, ids)| ids.len() > 1).map(|(by, ids)| format!("{by}: orders {ids:?}"));
     let payments = effects.payments.iter().filter(|(_, calls)| calls.len() > 1);
     let payments = payments.map(|(by, calls)| format!("{by}: payments {calls:?}"));
     let mut double: Vec<_> = orders.chain(payments).collect();
