@@ -42,7 +42,6 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
-    shared::crash::init();
     let prepare = || {
         shared::telemetry::init_logs(&config.log)?;
         let listener = shared::http::bind(config.http.listen)?;
