@@ -207,7 +207,7 @@ impl Plan {
             15..23 => plan.timeout = Duration::from_millis(random.random_range(500..4000)),
             23..28 => plan.amount = plan.amount / 100 * 100 + DECLINED,
             28..32 => plan.amount = plan.amount / 100 * 100 + BUSY,
-            32..36 => plan.amount = plan.amount / 100 * 100 + SLOW,
+            32..40 => plan.amount = plan.amount / 100 * 100 + SLOW,
             _ => return plan,
         }
         plan.should_succeed = plan.amount % 100 == SLOW || plan.amount % 100 == BUSY;

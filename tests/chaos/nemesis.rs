@@ -136,7 +136,7 @@ pub(crate) async fn harm_processes(stack: &Stack, seed: u64, faults: &Faults, en
         let mut deck: Vec<_> = HARMS.iter().flat_map(|harm| SIDES.map(|side| (*harm, side))).collect();
         deck.shuffle(&mut random);
         for (harm, side) in deck {
-            if enough.run_until_cancelled(sleep(between(&mut random, 300, 2000))).await.is_none() {
+            if enough.run_until_cancelled(sleep(between(&mut random, 200, 1500))).await.is_none() {
                 return;
             }
             do_harm(stack, harm, side, &mut random).await;
@@ -178,7 +178,7 @@ pub(crate) async fn harm_wires(
         let mut deck = wires();
         deck.shuffle(&mut random);
         for wire in deck {
-            if enough.run_until_cancelled(sleep(between(&mut random, 200, 1000))).await.is_none() {
+            if enough.run_until_cancelled(sleep(between(&mut random, 100, 500))).await.is_none() {
                 return Ok(());
             }
             let done = match wire {
@@ -196,7 +196,7 @@ pub(crate) async fn harm_wires(
 /// Whether it was done.
 async fn do_break(stack: &Stack, side: Side, what: Break, random: &mut StdRng) -> bool {
     let link = stack.link(side);
-    let while_it_lasts = sleep(between(random, 500, 3000));
+    let while_it_lasts = sleep(between(random, 300, 2000));
     match what {
         Break::Cut(ending) => link.end_all(ending),
         Break::Refuse => {
