@@ -67,8 +67,8 @@ const QUEUES_EMPTY_WITHIN: Duration = Duration::from_secs(30);
 #[tokio::main]
 #[expect(clippy::print_stderr, reason = "for the person who runs it")]
 async fn main() -> ExitCode {
-    let logs = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::ERROR);
-    logs.init();
+    // Not lapin's: a broker that is killed is nothing to tell of.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter("chaos=error").init();
     let result = match Arguments::parse() {
         Arguments::Sink(arguments) => sink::run(arguments).await.map(|()| true),
         Arguments::Run(options) => interruptible(options).await,
