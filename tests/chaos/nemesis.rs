@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// How often each fault was done, by name.
@@ -94,6 +94,10 @@ const SIDES: [Side; 2] = [Side::Requestor, Side::Provider];
 const LOSS_WITHIN: Duration = Duration::from_secs(3);
 /// The pause in between.
 const LOSS_EVERY: Duration = Duration::from_millis(10);
+/// How long is waited for a message to lose: a service that is down at the moment sends none.
+const FIRED_WITHIN: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const FIRED_EVERY: Duration = Duration::from_millis(20);
 
 impl Faults {
     fn done(&self, name: String) {
@@ -225,11 +229,15 @@ async fn do_break(stack: &Stack, side: Side, what: Break, random: &mut StdRng) -
         }
         Break::Rule(method, action) => {
             let which = match action {
-                Action::DropAndCut => Which::Nth(random.random_range(1..10)),
+                Action::DropAndCut => Which::Nth(random.random_range(1..6)),
                 Action::Duplicate | Action::Drop | Action::Delay(_) => Which::Every(3),
             };
             let rule = link.rule(method, which, action);
+            let until = Instant::now() + FIRED_WITHIN;
             while_it_lasts.await;
+            while rule.fired() == 0 && Instant::now() < until {
+                sleep(FIRED_EVERY).await;
+            }
             link.clear_rules();
             return rule.fired() > 0;
         }

@@ -8,10 +8,10 @@ pub mod asker;
 pub mod broker;
 /// A caller of the HTTP interface.
 pub mod caller;
-/// The program that the video kinds need.
-pub mod ffmpeg;
 /// Clocks that are wrong.
 pub mod clock;
+/// The program that the video kinds need.
+pub mod ffmpeg;
 /// Orders, and what became of them.
 pub mod orders;
 /// Both services in this process.
