@@ -121,7 +121,7 @@ async fn trial(options: &Options, seed: u64, folder: &Path, broker: &mut Broker)
     if options.crash_points > 0 {
         hunt(&stack, &load, options.crash_points).await;
     }
-    let faults = nemesis::Faults::default();
+    let faults = nemesis::Faults::create(folder)?;
     harm(options, seed, &stack, &load, &history, broker, &faults).await?;
     nemesis::heal(&stack);
     for side in [Side::Requestor, Side::Provider] {
@@ -196,12 +196,12 @@ async fn harm(
         enough.cancel();
         bar.finish();
     };
-    let ((), (), harmed) = tokio::join!(
+    let ((), processes, wires) = tokio::join!(
         asking,
         nemesis::harm_processes(stack, seed, faults, &enough),
         nemesis::harm_wires(stack, broker, seed, faults, &enough)
     );
-    harmed
+    processes.and(wires)
 }
 
 /// Waits until all operations have ended and all callers know it; how many operations have not ended in time.

@@ -2,9 +2,11 @@
 //! two faults often coincide.
 
 use crate::crash_points;
+use crate::journal::Journal;
 use crate::stack::{Side, Stack};
 use harness::broker::Broker;
 use harness::proxy::{Action, Direction, Ending, Method, Traffic, Which};
+use jiff::Timestamp;
 use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::ShortString;
 use lapin::{Connection, ConnectionProperties};
@@ -12,15 +14,20 @@ use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
+use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// How often each fault was done, by name.
-#[derive(Debug, Default)]
-pub(crate) struct Faults(Mutex<BTreeMap<String, u64>>);
+#[derive(Debug)]
+pub(crate) struct Faults {
+    counts: Mutex<BTreeMap<String, u64>>,
+    journal: Journal,
+}
 
 /// What is done to a process.
 #[derive(Clone, Copy, Debug)]
@@ -100,13 +107,24 @@ const FIRED_WITHIN: Duration = Duration::from_secs(10);
 const FIRED_EVERY: Duration = Duration::from_millis(20);
 
 impl Faults {
-    fn done(&self, name: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    /// None so far; each will be noted in `folder`.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub(crate) fn create(folder: &Path) -> anyhow::Result<Self> {
+        Ok(Self { counts: Mutex::default(), journal: Journal::create(&folder.join("faults.jsonl"))? })
+    }
+
+    /// Notes that a fault is over.
+    async fn done(&self, name: String) -> anyhow::Result<()> {
+        self.journal.record(&json!({ "ended": Timestamp::now(), "fault": name })).await?;
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+        Ok(())
     }
 
     /// All that there are, with how often they were done.
     pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
-        let done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         all().into_iter().map(|name| (name.clone(), done.get(&name).copied().unwrap_or_default())).collect()
     }
 }
@@ -134,19 +152,28 @@ fn wire_name(wire: Wire) -> String {
 }
 
 /// Does harm to the processes until `enough`.
-pub(crate) async fn harm_processes(stack: &Stack, seed: u64, faults: &Faults, enough: &CancellationToken) {
+///
+/// # Errors
+/// When a fault cannot be noted.
+pub(crate) async fn harm_processes(
+    stack: &Stack,
+    seed: u64,
+    faults: &Faults,
+    enough: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     while !enough.is_cancelled() {
         let mut deck: Vec<_> = HARMS.iter().flat_map(|harm| SIDES.map(|side| (*harm, side))).collect();
         deck.shuffle(&mut random);
         for (harm, side) in deck {
             if enough.run_until_cancelled(sleep(between(&mut random, 200, 1500))).await.is_none() {
-                return;
+                return Ok(());
             }
             do_harm(stack, harm, side, &mut random).await;
-            faults.done(harm_name(harm, side));
+            faults.done(harm_name(harm, side)).await?;
         }
     }
+    Ok(())
 }
 
 async fn do_harm(stack: &Stack, harm: Harm, side: Side, random: &mut StdRng) {
@@ -190,7 +217,7 @@ pub(crate) async fn harm_wires(
                 Wire::Loss(loss) => do_loss(stack, broker, loss, &mut random).await?,
             };
             if done {
-                faults.done(wire_name(wire));
+                faults.done(wire_name(wire)).await?;
             }
         }
     }
