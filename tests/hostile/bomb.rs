@@ -46,7 +46,7 @@ fn method(class: u16, method: u16) -> Vec<u8> {
 }
 
 fn short(text: &str) -> Vec<u8> {
-    [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat()
+    [&[u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat()
 }
 
 fn long(bytes: &[u8]) -> Vec<u8> {

@@ -47,8 +47,10 @@ impl From<JsonError> for Problem {
     }
 }
 
-/// Checks that `bytes` are one JSON document that every reader takes alike: no key twice in an object, at most
-/// [`DEPTH_MAX`] deep, at most [`VALUES_MAX`] values. Keeps nothing but the keys of the objects it is in.
+/// Checks that `bytes` are one JSON document that every reader takes alike.
+///
+/// No key is there twice in an object, it is at most [`DEPTH_MAX`] deep and has at most [`VALUES_MAX`] values. Keeps
+/// nothing but the keys of the objects it is in.
 ///
 /// # Errors
 /// [`JsonError::NotJson`] or [`JsonError::Hostile`], with line and column.
