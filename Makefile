@@ -1,7 +1,7 @@
 # Two commands on a bare Debian or Ubuntu machine with Rust and make: `make demo` and `make test`. Both use the broker
 # in AMQP_URL if set, else one in Docker, else a private rabbitmq-server node (installed if need be); BROKER=docker or
 # BROKER=node decides otherwise.
-.PHONY: help demo up test model check fmt clean
+.PHONY: help demo up test model chaos check fmt clean
 
 help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,10 @@ test: ## Run all tests.
 
 model: ## Explore the model of the protocol and its mutants.
 	cargo test --locked --package model -- --nocapture
+
+chaos: ## Do harm under load, and check every promise: REQUESTS=10000 SEED=1 CRASH_POINTS=100 BROKER=docker
+	@cargo build --locked --workspace --bins
+	@cargo run --quiet --locked --package tests --bin chaos -- run
 
 check: ## Check format, lints and documentation.
 	cargo fmt --all --check

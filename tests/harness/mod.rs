@@ -54,10 +54,12 @@ pub fn http_client() -> reqwest::Client {
     builder.timeout(Duration::from_secs(60)).build().unwrap()
 }
 
-/// A port of this machine that is free now.
+/// A port of this machine that is free now. The system gives ports from 32768 on to outgoing connections, so that one
+/// might be taken while a service that listens there is down; this one is below.
 #[must_use]
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| rand::random_range(10_000..32_000)).find(is_free).unwrap()
 }
 
 /// A variable of the environment.

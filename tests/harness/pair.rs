@@ -168,7 +168,13 @@ pub async fn nothing_left(host: &VirtualHost) {
 
 /// Whether all our queues are empty. Unacknowledged messages become ready when their consumer is gone, so only
 /// `unattended` queues tell it all.
-async fn empty(host: &VirtualHost, unattended: bool) -> Result<(), String> {
+///
+/// # Errors
+/// Which are not.
+///
+/// # Panics
+/// When the broker does not tell.
+pub async fn empty(host: &VirtualHost, unattended: bool) -> Result<(), String> {
     let connection = host.connect().await;
     let channel = connection.create_channel().await.unwrap();
     let mut left = Vec::new();

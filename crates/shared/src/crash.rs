@@ -4,7 +4,11 @@
 /// Does nothing in release builds.
 pub fn init() {
     #[cfg(debug_assertions)]
-    std::mem::forget(fail::FailScenario::setup());
+    {
+        // A second scenario would wait for the end of the first, which lasts as long as the process.
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| std::mem::forget(fail::FailScenario::setup()));
+    }
 }
 
 /// Aborts the process if `FAILPOINTS` says so. Compiled to nothing in release builds.

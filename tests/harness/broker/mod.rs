@@ -219,6 +219,16 @@ impl Broker {
         }
     }
 
+    /// Its version.
+    ///
+    /// # Errors
+    /// When the management interface does not tell.
+    pub async fn version(&self) -> anyhow::Result<String> {
+        let overview = self.http.get(self.management.join("api/overview")?).send().await?;
+        let overview: serde_json::Value = serde_json::from_slice(&overview.bytes().await?)?;
+        Ok(overview["rabbitmq_version"].as_str().context("no rabbitmq_version")?.to_owned())
+    }
+
     /// Waits until it takes connections and its management interface answers.
     async fn ready(&self) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
