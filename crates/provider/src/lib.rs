@@ -139,7 +139,8 @@ impl Provider {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         shared::telemetry::init_logs(&self.config.log)?;
         let listener = shared::http::bind(self.config.http.listen)?;
-        self.run_on(listener, shutdown).await
+        // On the heap: it holds all that a session does.
+        Box::pin(self.run_on(listener, shutdown)).await
     }
 
     /// Serves until `shutdown`, and returns when what was under way has ended or was given back. Health and metrics
@@ -164,7 +165,7 @@ impl Provider {
         let work = async {
             let mut supervisor = Supervisor::new(&config.broker, name, &status, &shutdown);
             while let Some(session) = supervisor.open().await {
-                let result = supervisor.guard(&session, worker.serve(&session, &mut queue)).await;
+                let result = supervisor.guard(&session, Box::pin(worker.serve(&session, &mut queue))).await;
                 if supervisor.close(session, result).await {
                     break;
                 }
