@@ -344,7 +344,7 @@ async fn a_body_without_end_is_refused_when_it_is_too_large() {
         while let Ok(written) = write.write(&[b'0'; 65536]).await {
             sent += written;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let mut answer = vec![0; 1024];
     let answered = async { read.read(&mut answer).await.unwrap() };

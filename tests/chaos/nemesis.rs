@@ -97,8 +97,8 @@ const LOSSES: [Loss; 8] = [
     Loss::Restart,
 ];
 const SIDES: [Side; 2] = [Side::Requestor, Side::Provider];
-/// How long is tried to lose something: queues are empty most of the time.
-const LOSS_WITHIN: Duration = Duration::from_secs(3);
+/// How long is tried to lose something: a queue is empty unless the service that it leads to is down at the moment.
+const LOSS_WITHIN: Duration = Duration::from_secs(15);
 /// The pause in between.
 const LOSS_EVERY: Duration = Duration::from_millis(10);
 /// How long is waited for a message to lose: a service that is down at the moment sends none.

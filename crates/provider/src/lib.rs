@@ -139,6 +139,7 @@ impl Provider {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         shared::telemetry::init_logs(&self.config.log)?;
         let listener = shared::http::bind(self.config.http.listen)?;
+        // On the heap: it holds all that a session does.
         Box::pin(self.run_on(listener, shutdown)).await
     }
 

@@ -37,6 +37,7 @@ use watch::Watch;
 /// What keeps it from starting, or that its store can no longer be trusted.
 pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     let kinds = Kinds::load(&config)?;
+    // On the heap: it holds all that a session does.
     Box::pin(serve(config, kinds, listener, shutdown)).await
 }
 
