@@ -84,15 +84,18 @@ impl Asker {
         self.publish(&cancel.to_message().unwrap()).await;
     }
 
-    /// The next reply, which must be to `request`.
+    /// The next reply to the step that `request` is; a provider that was killed may have answered an earlier one twice.
     ///
     /// # Panics
-    /// When none comes, or another.
+    /// When none comes, or one to another operation.
     pub async fn reply(&mut self, request: &Request) -> Reply {
-        let mut delivery = next(&mut self.replies, "reply").await;
-        let (operation, reply) = Reply::from_delivery(&mut delivery).unwrap();
-        assert_eq!(Some(operation), request.operation, "{reply:?}");
-        reply
+        loop {
+            let (operation, reply) = self.any_reply().await;
+            assert_eq!(Some(operation), request.operation, "{reply:?}");
+            if reply.step == request.step {
+                return reply;
+            }
+        }
     }
 
     /// The next reply, whatever it answers.

@@ -8,9 +8,9 @@ const VARIABLE: &str = "RUST_MIN_STACK";
 /// Stacks of threads, in bytes.
 ///
 /// lapin reads headers by recursion, without a limit, on a thread of its own that ends the
-/// process when its stack does. A frame of 128 KiB holds 26,000 levels, which take up to 7 KiB each in a debug build. Only
+/// process when its stack does. A frame of 128 KiB holds 26,000 levels, which take up to 20 KiB each in a debug build. Only
 /// what is touched of it is ever allocated.
-const BYTES: &str = "268435456";
+const BYTES: &str = "536870912";
 
 /// Replaces this process by itself with larger stacks, unless that was done or somebody has chosen their size.
 ///
