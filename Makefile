@@ -1,7 +1,10 @@
 # Two commands on a bare Debian or Ubuntu machine with Rust and make: `make demo` and `make test`. Both use the broker
 # in AMQP_URL if set, else one in Docker, else a private rabbitmq-server node (installed if need be); BROKER=docker or
 # BROKER=node decides otherwise.
-.PHONY: help demo up test model chaos check fmt clean
+# Tests mostly wait, for brokers and for time to pass, so more of them run at once than there are cores.
+TEST_THREADS ?= 6
+
+.PHONY: help demo up test model chaos mutants check fmt clean
 
 help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,14 +19,17 @@ up: ## Run the whole stack until Ctrl-C.
 
 test: ## Run all tests.
 	cargo build --locked --workspace --bins
-	cargo test --locked --workspace
+	cargo test --locked --workspace -- --test-threads $(TEST_THREADS)
 
 model: ## Explore the model of the protocol and its mutants.
 	cargo test --locked --package model -- --nocapture
 
 chaos: ## Do harm under load, and check every promise: REQUESTS=10000 SEED=1 CRASH_POINTS=100 BROKER=docker
 	@cargo build --locked --workspace --bins
-	@cargo run --quiet --locked --package tests --bin chaos -- run
+	@cargo run --quiet --locked --package tests --bin chaos -- run $(CHAOS_FLAGS)
+
+mutants: ## Take each mechanism away in turn: the tests must notice. About 20 minutes.
+	@tests/mutants/run
 
 check: ## Check format, lints and documentation.
 	cargo fmt --all --check
