@@ -124,7 +124,7 @@ impl Worker {
         };
         let work = async {
             // Before anything is begun and before the queue has a consumer, which would take what waits there.
-            self.catch_up(session).await?;
+            self.0.shutdown.run_until_cancelled(self.catch_up(session)).await.transpose()?;
             tokio::select! {
                 result = requests => result,
                 result = self.control(session, &shared, true) => result,
@@ -147,7 +147,10 @@ impl Worker {
                 let _ = self.0.shutdown.run_until_cancelled(leased.changed()).await;
                 continue;
             }
-            let mut deliveries = amqp::consume(&channel, &queue, u16::try_from(free).unwrap_or(u16::MAX)).await?;
+            let prefetch = u16::try_from(free).unwrap_or(u16::MAX);
+            // A queue that was just recovered may take its time to answer, and a shutdown must not wait for it.
+            let consumer = self.0.shutdown.run_until_cancelled(amqp::consume(&channel, &queue, prefetch)).await;
+            let Some(mut deliveries) = consumer.transpose()? else { break };
             self.take(kind, &mut deliveries, &mut leased).await?;
             let options = BasicCancelOptions::default();
             amqp::call("basic.cancel", channel.basic_cancel(deliveries.tag(), options)).await?;
