@@ -7,15 +7,14 @@ use std::process::Command;
 const VARIABLE: &str = "RUST_MIN_STACK";
 /// Stacks of threads, in bytes.
 ///
-/// lapin reads headers by recursion, without a limit, on a thread of its own that ends the
-/// process when its stack does. A frame of 128 KiB holds 26,000 levels, which take up to 20 KiB each in a debug build. Only
-/// what is touched of it is ever allocated.
+/// lapin reads headers by recursion, without a limit, on a thread of its own that ends the process when its stack does.
+/// A frame of 128 KiB holds 26,000 levels: 256 MiB were not enough for them in a debug build of the requestor, this was.
+/// Only what is touched of it is ever allocated.
 const BYTES: &str = "536870912";
 
 /// Replaces this process by itself with larger stacks, unless that was done or somebody has chosen their size.
 ///
-/// To be
-/// called first in `main`, while there is nothing to lose. Returns if it is of no use or cannot be done.
+/// To be called first in `main`, while there is nothing to lose. Returns if it is of no use or cannot be done.
 pub fn enlarge() {
     let mut arguments = std::env::args_os();
     if std::env::var_os(VARIABLE).is_some() {
