@@ -7,11 +7,12 @@ use harness::orders::{order, place, placed_once};
 use harness::pair::Pair;
 use harness::process::{Process, Service};
 use harness::proxy::{Ending, Proxy};
+use harness::services::analysis;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use provider::Provider;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -316,9 +317,4 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     terminate(&mut running).await;
     harness::pair::nothing_left(&host).await;
     host.delete().await;
-}
-
-/// A few seconds of work for one thread.
-fn analysis() -> Value {
-    json!({"weights": [1.0], "means": [0.0], "covariance": [[0.0001]], "horizonDays": 100, "paths": 2_000_000, "seed": 1})
 }

@@ -1,15 +1,12 @@
 //! The broker goes away, and handlers misbehave.
 
 use harness::broker::Broker;
+use harness::orders::order;
 use harness::pair::Pair;
 use harness::proxy::Proxy;
 use provider::{Config, Context, Failure, Provider};
 use serde_json::{Value, json};
 use shared::config::SecretUrl;
-
-fn order() -> Value {
-    json!({"customer": "Ada", "items": [{"sku": "mouse", "quantity": 1, "unitPriceCents": 1999}]})
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_away_at_start_gets_everything_when_it_comes() {

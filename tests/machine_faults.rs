@@ -1,73 +1,50 @@
 //! What machines do to the services: processes that stand still, a full disk, clocks that are wrong.
 
 use futures_util::future::join_all;
-use harness::broker::{Broker, VirtualHost};
-use harness::caller::Caller;
+use harness::broker::VirtualHost;
 use harness::orders::{order, place, placed_once, taken};
 use harness::process::{Process, Service};
+use harness::services::{Services, analysis};
 use harness::{clock, eventually};
 use nix::sys::signal::Signal;
-use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tempfile::TempDir;
 use tokio::time::Instant;
 
-struct Stack {
-    host: VirtualHost,
-    folder: TempDir,
-    requestor: Service,
-    provider: Service,
-    caller: Caller,
+/// Heartbeats are short, so that the broker notices within seconds that a process stands still.
+async fn prepare() -> Services {
+    Services::prepare("?heartbeat=1").await
 }
 
-impl Stack {
-    /// Heartbeats are short, so that the broker notices within seconds that a process stands still.
-    async fn prepare() -> Self {
-        let (host, folder) = (Broker::shared().await.virtual_host().await, tempfile::tempdir().unwrap());
-        let url = format!("{}?heartbeat=1", host.url);
-        let requestor = Service::requestor(&url, folder.path());
-        let provider = Service::provider(&url, folder.path()).with("RAYON_NUM_THREADS", "1");
-        let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
-        Self { host, folder, requestor, provider, caller }
-    }
-
-    async fn start(&self) -> (Process, Process) {
-        tokio::join!(self.requestor.start(), self.provider.start())
-    }
-
-    /// Waits until the broker has given up whoever consumed `queue`.
-    async fn abandoned(&self, queue: &str) {
-        let connection = self.host.connect().await;
-        let channel = connection.create_channel().await.unwrap();
-        eventually("the broker has noticed", async || {
-            let passive = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
-            let found = channel.queue_declare(queue.into(), passive, Default::default()).await.unwrap();
-            if found.consumer_count() == 0 { Ok(()) } else { Err(format!("{} consumers", found.consumer_count())) }
-        })
-        .await;
-    }
-
-    async fn finish(self, running: impl IntoIterator<Item = Process>) {
-        for mut process in running {
-            assert!(process.terminate().await.success());
-        }
-        harness::pair::nothing_left(&self.host).await;
-        self.host.delete().await;
-    }
+async fn start(services: &Services) -> (Process, Process) {
+    tokio::join!(services.requestor.start(), services.provider.start())
 }
 
-/// A few seconds of work for one thread.
-fn analysis() -> serde_json::Value {
-    json!({"weights": [1.0], "means": [0.0], "covariance": [[0.0001]], "horizonDays": 100, "paths": 2_000_000, "seed": 1})
+/// Waits until the broker has given up whoever consumed `queue`.
+async fn abandoned(host: &VirtualHost, queue: &str) {
+    let connection = host.connect().await;
+    let channel = connection.create_channel().await.unwrap();
+    eventually("the broker has noticed", async || {
+        let passive = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+        let found = channel.queue_declare(queue.into(), passive, Default::default()).await.unwrap();
+        if found.consumer_count() == 0 { Ok(()) } else { Err(format!("{} consumers", found.consumer_count())) }
+    })
+    .await;
+}
+
+async fn finish(services: Services, running: impl IntoIterator<Item = Process>) {
+    for mut process in running {
+        assert!(process.terminate().await.success());
+    }
+    services.finish().await;
 }
 
 /// The provider wakes up as a zombie: the broker has long given its requests to others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_stands_still_in_mid_job_has_each_effect_once_when_it_goes_on() {
-    let stack = Stack::prepare().await;
-    let (requestor, mut provider) = stack.start().await;
+    let stack = prepare().await;
+    let (requestor, mut provider) = start(&stack).await;
     let long = stack.caller.submit("risk.analyze", &analysis()).await;
     stack.caller.reached(&long, &["Running"]).await;
     let mut ids = place(&stack.caller, 5).await;
@@ -79,7 +56,7 @@ async fn a_provider_that_stands_still_in_mid_job_has_each_effect_once_when_it_go
     };
     let (during, ()) = tokio::join!(during, stop);
     ids.extend(during);
-    stack.abandoned("arr.request.risk.analyze").await;
+    abandoned(&stack.host, "arr.request.risk.analyze").await;
     let elsewhere = tempfile::tempdir().unwrap();
     let other = Service::provider(&stack.host.url, elsewhere.path()).with("PROVIDER_KINDS", "risk.analyze");
     let other = other.start().await;
@@ -91,22 +68,22 @@ async fn a_provider_that_stands_still_in_mid_job_has_each_effect_once_when_it_go
     assert!(provider.terminate().await.success());
     placed_once(&stack.caller, &ids, stack.folder.path()).await;
     assert_eq!(stack.caller.operation(&long).await, before);
-    stack.finish([other, requestor]).await;
+    finish(stack, [other, requestor]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_requestor_that_stands_still_takes_its_replies_when_it_goes_on() {
-    let stack = Stack::prepare().await;
-    let (mut requestor, provider) = stack.start().await;
+    let stack = prepare().await;
+    let (mut requestor, provider) = start(&stack).await;
     let mut ids = place(&stack.caller, 1).await;
     stack.caller.result(&ids[0]).await;
     ids.extend(place(&stack.caller, 30).await);
     requestor.signal(Signal::SIGSTOP);
-    stack.abandoned("arr.reply.default").await;
+    abandoned(&stack.host, "arr.reply.default").await;
     requestor.signal(Signal::SIGCONT);
     ids.extend(place(&stack.caller, 5).await);
     placed_once(&stack.caller, &ids, stack.folder.path()).await;
-    stack.finish([provider, requestor]).await;
+    finish(stack, [provider, requestor]).await;
 }
 
 /// Leaves no room on the small disk of `process`; there is room again when the file is removed.
@@ -124,11 +101,11 @@ fn fill(process: &Process, folder: &Path) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_requestor_whose_disk_is_full_accepts_nothing_and_keeps_what_it_has_accepted() {
-    let mut stack = Stack::prepare().await;
+    let mut stack = prepare().await;
     let disk = stack.folder.path().join("disk");
     let store = format!("sqlite://{}/requestor.db", disk.display());
     stack.requestor = stack.requestor.with("REQUESTOR_STORE__URL", &store).on_small_disk(&disk);
-    let (requestor, provider) = stack.start().await;
+    let (requestor, provider) = start(&stack).await;
     let mut ids = place(&stack.caller, 5).await;
     let filler = fill(&requestor, &disk);
     eventually("the requestor accepts no more", async || {
@@ -146,16 +123,16 @@ async fn a_requestor_whose_disk_is_full_accepts_nothing_and_keeps_what_it_has_ac
     std::fs::remove_file(filler).unwrap();
     ids.extend(place(&stack.caller, 5).await);
     placed_once(&stack.caller, &ids, stack.folder.path()).await;
-    stack.finish([provider, requestor]).await;
+    finish(stack, [provider, requestor]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_whose_disk_is_full_waits_until_it_can_record_what_it_does() {
-    let mut stack = Stack::prepare().await;
+    let mut stack = prepare().await;
     let disk = stack.folder.path().join("disk");
     let ledger = format!("sqlite://{}/provider.db", disk.display());
     stack.provider = stack.provider.with("PROVIDER_LEDGER__URL", &ledger).on_small_disk(&disk);
-    let (requestor, provider) = stack.start().await;
+    let (requestor, provider) = start(&stack).await;
     let mut ids = place(&stack.caller, 5).await;
     let filler = fill(&provider, &disk);
     eventually("the ledger cannot be written", async || {
@@ -173,7 +150,7 @@ async fn a_provider_whose_disk_is_full_waits_until_it_can_record_what_it_does() 
         std::fs::copy(provider.sees(&disk.join(file)), stack.folder.path().join(file)).unwrap();
     }
     placed_once(&stack.caller, &ids, stack.folder.path()).await;
-    stack.finish([provider, requestor]).await;
+    finish(stack, [provider, requestor]).await;
 }
 
 /// A clock that is three hours fast or slow, at one of the two.
@@ -181,10 +158,10 @@ async fn a_provider_whose_disk_is_full_waits_until_it_can_record_what_it_does() 
 async fn clocks_that_are_wrong_neither_end_an_operation_early_nor_keep_it_for_ever() {
     clock::install_if_missing().await;
     join_all([("+3h", "+0"), ("-3h", "+0"), ("+0", "+3h"), ("+0", "-3h")].map(async |(requestor, provider)| {
-        let mut stack = Stack::prepare().await;
+        let mut stack = prepare().await;
         stack.requestor = clock::shifted(stack.requestor, requestor);
         stack.provider = clock::shifted(stack.provider, provider);
-        let (requestor, provider) = stack.start().await;
+        let (requestor, provider) = start(&stack).await;
         let timeout = async |kind: &str, seconds: u32, body: &serde_json::Value| {
             let request = stack.caller.post(kind).header("operation-timeout", format!("{seconds}s"));
             let response = request.body(body.to_string()).send().await.unwrap();
@@ -202,7 +179,7 @@ async fn clocks_that_are_wrong_neither_end_an_operation_early_nor_keep_it_for_ev
         assert_eq!(taken(stack.folder.path()), (1, 1));
         // A copy that is still in its queue would become a dead letter when nobody is there to take it.
         harness::pair::drained(&stack.host).await;
-        stack.finish([provider, requestor]).await;
+        finish(stack, [provider, requestor]).await;
     }))
     .await;
 }

@@ -22,6 +22,8 @@ pub mod process;
 pub mod proxy;
 /// A Python of the tests' own.
 pub mod python;
+/// Both services as processes.
+pub mod services;
 
 use std::time::Duration;
 use tokio::time::Instant;
