@@ -179,3 +179,32 @@ async fn two_thousand_orders_survive_fifteen_kills() {
     assert!(requestor.terminate().await.success());
     stack.finish().await;
 }
+
+/// Nothing else could bring such a reply back: the request is not sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_were_taken_and_not_stored_come_again() {
+    let stack = Services::prepare("").await;
+    let (mut provider, mut requestor) = (stack.provider.start().await, stack.requestor.start().await);
+    stack.caller.result(&stack.caller.submit("order.place", &order()).await).await;
+    assert!(requestor.terminate().await.success());
+    let mut patient = stack.requestor.clone();
+    for pause in ["UNCONFIRMED", "QUIET", "WAITING", "WAITING_MAX"] {
+        patient = patient.with(&format!("REQUESTOR_REDRIVE__{pause}"), "1h");
+    }
+    let dying = patient.clone().with("FAILPOINTS", "requestor.received=return");
+    let mut requestor = dying.start().await;
+    stack.caller.ready().await;
+    let id = stack.caller.submit("order.place", &order()).await;
+    // What says that the request was begun may be taken before its reply: each round takes one batch of either.
+    for _ in 0..5 {
+        assert!(!requestor.ended().await.success());
+        requestor = dying.spawn();
+    }
+    assert!(!requestor.ended().await.success());
+    let mut requestor = patient.start().await;
+    stack.caller.result(&id).await;
+    assert_eq!(taken(stack.folder.path()), (2, 2));
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}

@@ -110,6 +110,15 @@ impl Caller {
         self.get_json(&format!("/v1/operations/{id}/result")).await
     }
 
+    /// Waits until the requestor is connected.
+    pub async fn ready(&self) {
+        eventually("the requestor is ready", async || {
+            let response = self.request("GET", "/readyz").send().await.map_err(|error| error.to_string())?;
+            if response.status() == 200 { Ok(()) } else { Err(response.text().await.unwrap_or_default()) }
+        })
+        .await;
+    }
+
     /// The sum of a counter of `/metrics` over those of its labels that contain `label`.
     ///
     /// # Panics
