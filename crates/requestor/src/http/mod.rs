@@ -1,5 +1,6 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
+mod auth;
 mod control;
 mod error;
 mod events;
@@ -15,6 +16,7 @@ use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
 use crate::watch::Watch;
+use auth::Caller;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -77,14 +79,19 @@ impl App {
     }
 
     /// The operation when it has ended or `wait` is over, whichever is first; and whether there was room to wait.
-    async fn wait(&self, id: OperationId, wait: Duration) -> Result<(Option<Operation>, bool), StoreError> {
+    async fn wait(
+        &self,
+        caller: &Caller,
+        id: OperationId,
+        wait: Duration,
+    ) -> Result<(Option<Operation>, bool), StoreError> {
         let until = Instant::now() + wait;
         let slot = if wait.is_zero() { None } else { self.0.waiters.try_acquire().ok() };
-        let Some(_slot) = slot else { return Ok((self.0.store.get(id).await?, false)) };
+        let Some(_slot) = slot else { return Ok((self.0.store.get(caller.scope(), id).await?, false)) };
         // Subscribed before reading, so that no change in between is missed.
         let mut changes = self.0.watch.subscribe(id);
         loop {
-            let operation = self.0.store.get(id).await?;
+            let operation = self.0.store.get(caller.scope(), id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
             if ended || Instant::now() >= until || self.0.shutdown.is_cancelled() {
                 return Ok((operation, true));

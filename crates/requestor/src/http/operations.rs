@@ -1,4 +1,5 @@
 use super::App;
+use super::auth::Caller;
 use super::error::Error;
 use super::prefer::{Prefer, applied};
 use super::view::{OperationView, PREFERENCE_APPLIED, insert};
@@ -32,13 +33,14 @@ fn yes() -> bool {
 /// `GET /v1/operations/{id}`: how far it is; 303 to the result once there is one. `Prefer: wait=N` waits for the end.
 pub(super) async fn status(
     State(app): State<App>,
+    caller: Caller,
     Path(id): Path<String>,
     query: Result<Query<StatusQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
     let wait = Prefer::from_headers(&headers).wait_at_most(app.0.http.wait_max);
-    let (operation, waited) = app.wait(parse_id(&id)?, wait).await?;
+    let (operation, waited) = app.wait(&caller, parse_id(&id)?, wait).await?;
     let operation = operation.ok_or_else(Error::not_found)?;
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
@@ -54,10 +56,10 @@ pub(super) async fn status(
 }
 
 /// `GET /v1/operations/{id}/result`: the result, or the problem that the operation ended with.
-pub(super) async fn result(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Error> {
-    let operation = find(&app, &id).await?;
+pub(super) async fn result(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response, Error> {
+    let operation = find(&app, &caller, &id).await?;
     if operation.has_ended() {
-        return app.outcome_response(&operation).await;
+        return app.outcome_response(&caller, &operation).await;
     }
     let problem = Problem::new("not-finished", 404, "Not finished", "the operation has no result yet");
     Err(Error { problem, retry_after_seconds: Some(app.0.pace.retry_after(&operation, Timestamp::now())) })
@@ -75,6 +77,7 @@ pub(super) struct ListQuery {
 /// `GET /v1/operations`: newest first, in pages.
 pub(super) async fn list(
     State(app): State<App>,
+    caller: Caller,
     query: Result<Query<ListQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
@@ -86,7 +89,7 @@ pub(super) async fn list(
         before: query.page_token.as_deref().map(page_token).transpose()?,
         limit: size + 1,
     };
-    let mut found = app.0.store.list(filter).await?;
+    let mut found = app.0.store.list(caller.scope(), filter).await?;
     let more = found.len() > size;
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| last.id);
@@ -122,8 +125,8 @@ fn page_token(given: &str) -> Result<OperationId, Error> {
     given.parse().map_err(|_| Error::bad_request("pageToken is not one that a page gave"))
 }
 
-pub(super) async fn find(app: &App, id: &str) -> Result<Operation, Error> {
-    app.0.store.get(parse_id(id)?).await?.ok_or_else(Error::not_found)
+pub(super) async fn find(app: &App, caller: &Caller, id: &str) -> Result<Operation, Error> {
+    app.0.store.get(caller.scope(), parse_id(id)?).await?.ok_or_else(Error::not_found)
 }
 
 /// What is no id names no operation.

@@ -1,4 +1,5 @@
 use super::App;
+use super::auth::Caller;
 use super::error::Error;
 use super::prefer::{Prefer, applied};
 use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, insert};
@@ -26,6 +27,7 @@ pub(super) struct SubmitQuery {
 /// it comes in time.
 pub(super) async fn submit(
     State(app): State<App>,
+    caller: Caller,
     kind: Result<Path<String>, axum::extract::rejection::PathRejection>,
     query: Result<Query<SubmitQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
@@ -43,7 +45,8 @@ pub(super) async fn submit(
     kind.validate(&json::read::<Value>(&body).map_err(Problem::from)?)?;
 
     let now = Timestamp::now();
-    let mut operation = Operation::new(&name, now, timeout, app.0.unconfirmed).through(&kind.steps);
+    let mut operation =
+        Operation::new(&name, now, timeout, app.0.unconfirmed).through(&kind.steps).owned_by(&caller.name);
     operation.priority = query.priority;
     operation.traceparent = traceparent(&headers);
     let content = Content::json(body);
@@ -53,22 +56,22 @@ pub(super) async fn submit(
     metrics::counter!("arr_operations_accepted_total", "kind" => name).increment(1);
     app.0.gateway.dispatch(&operation, content, now);
     crash::point("requestor.accepted");
-    answer(&app, operation, &headers).await
+    answer(&app, &caller, operation, &headers).await
 }
 
 /// The request is accepted whatever happens now: a store that cannot be read leaves it at 202.
-async fn answer(app: &App, mut operation: Operation, headers: &HeaderMap) -> Result<Response, Error> {
+async fn answer(app: &App, caller: &Caller, mut operation: Operation, headers: &HeaderMap) -> Result<Response, Error> {
     let prefer = Prefer::from_headers(headers);
     let wait = prefer.wait_at_most(app.0.http.wait_max);
     let mut waited = None;
     if !wait.is_zero()
-        && let Ok((Some(now), true)) = app.wait(operation.id, wait).await
+        && let Ok((Some(now), true)) = app.wait(caller, operation.id, wait).await
     {
         (operation, waited) = (now, Some(wait));
     }
     let url = app.operation_url(headers, operation.id);
     let outcome = match operation.has_ended() {
-        true => app.outcome_response(&operation).await.ok(),
+        true => app.outcome_response(caller, &operation).await.ok(),
         false => None,
     };
     let in_time = outcome.is_some();

@@ -1,4 +1,5 @@
 use super::App;
+use super::auth::Caller;
 use crate::operation::{LateOutcome, Operation, State};
 use crate::store::status_name;
 use axum::Json;
@@ -112,11 +113,16 @@ impl App {
     }
 
     /// The result of an operation that has ended, or the problem that it ended with.
-    pub(super) async fn outcome_response(&self, operation: &Operation) -> Result<Response, super::error::Error> {
+    pub(super) async fn outcome_response(
+        &self,
+        caller: &Caller,
+        operation: &Operation,
+    ) -> Result<Response, super::error::Error> {
         if let Some(problem) = operation.error() {
             return Ok(problem_response(problem));
         }
-        let content = self.0.store.result(operation.id).await?.ok_or_else(super::error::Error::not_found)?;
+        let content =
+            self.0.store.result(caller.scope(), operation.id).await?.ok_or_else(super::error::Error::not_found)?;
         Ok(content_response(content))
     }
 }

@@ -9,8 +9,28 @@ pub use sqlite::Store;
 use crate::operation::{Change, Operation};
 use jiff::Timestamp;
 use shared::message::OperationId;
+use std::sync::Arc;
 
 pub use shared::database::DatabaseError as StoreError;
+
+/// Whose operations a query may see. All that is asked for a caller has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody's.
+    All,
+    /// Those of this caller.
+    Of(Arc<str>),
+}
+
+impl Scope {
+    /// The one caller whose operations are meant.
+    pub(crate) fn owner(&self) -> Option<&str> {
+        match self {
+            Self::All => None,
+            Self::Of(owner) => Some(owner),
+        }
+    }
+}
 
 /// Which operations to list, newest first.
 #[derive(Clone, Debug, Default)]
