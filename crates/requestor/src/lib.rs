@@ -1,6 +1,8 @@
 //! The requestor: HTTP in front, RabbitMQ behind, and a record of every operation in between.
 #![forbid(unsafe_code)]
 
+/// Who may ask, and for how much at once.
+pub mod callers;
 /// The configuration and its annotated defaults.
 pub mod config;
 /// What an operation is and how it changes.
