@@ -94,6 +94,7 @@ pub struct OperationsConfig {
     #[serde(with = "duration")]
     pub retry_window: Duration,
     pub events_max: u32,
+    pub forgotten_max: u64,
 }
 
 /// The section `[redrive]`.

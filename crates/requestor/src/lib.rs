@@ -60,7 +60,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         served
     };
     let background = async {
-        let sweeper = sweeper::run(&store, &gateway, &config.cancel, &http_ended);
+        let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
         tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
     };
     tokio::select! {

@@ -161,6 +161,7 @@ impl Callers {
     ///
     /// # Errors
     /// 429 if the caller has all of its own.
+    #[expect(dead_code, reason = "streams of events take it")]
     pub(crate) fn stream(&self, caller: &Caller) -> Result<Slot, Error> {
         let account = self.account(caller);
         let own = slot(&account.streams).ok_or_else(|| Error::over_quota("streams", account.quotas.streams_max, 5))?;

@@ -61,7 +61,9 @@ impl Quotas {
     /// # Errors
     /// Which key is wrong.
     pub fn validate(&self, section: &str) -> anyhow::Result<()> {
-        anyhow::ensure!(self.rate().is_some(), "{section}.rate_window must be more than 0");
+        // Callers are told the window in seconds.
+        anyhow::ensure!(self.rate_window.as_secs() > 0, "{section}.rate_window must be at least 1s");
+        anyhow::ensure!(self.rate().is_some(), "{section}.rate_requests are too many for rate_window");
         anyhow::ensure!(self.open_max > 0, "{section}.open_max must be at least 1");
         anyhow::ensure!(self.bytes_max > 0, "{section}.bytes_max must be at least 1");
         Ok(())

@@ -3,9 +3,13 @@
 mod auth;
 mod control;
 mod error;
+mod etag;
 mod events;
+mod idempotency;
 mod operations;
+mod pages;
 mod prefer;
+mod reading;
 mod requests;
 mod view;
 
@@ -24,6 +28,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 pub(crate) use error::Error;
+use idempotency::BeingAnswered;
 use shared::http::problem_response;
 use shared::message::OperationId;
 use shared::problem::Problem;
@@ -47,6 +52,7 @@ struct Inner {
     retry_window: Duration,
     unconfirmed: Duration,
     callers: Callers,
+    being_answered: BeingAnswered,
     kinds: Kinds,
     store: Store,
     gateway: Gateway,
@@ -69,6 +75,7 @@ impl App {
             retry_window: config.operations.retry_window,
             unconfirmed: config.redrive.unconfirmed,
             callers: Callers::new(&config.callers, &config.quotas, config.http.waiters_max),
+            being_answered: BeingAnswered::default(),
             kinds,
             store,
             gateway,
@@ -117,6 +124,15 @@ impl App {
         }
     }
 
+    /// Why there is no operation of that id for the caller. It makes no difference whether it is another's, or never was.
+    async fn missing(&self, caller: &Caller, id: OperationId) -> Error {
+        match self.0.store.was_forgotten(caller.scope(), id).await {
+            Ok(true) => Error::gone(),
+            Ok(false) => Error::not_found(),
+            Err(error) => error.into(),
+        }
+    }
+
     /// What callers put before `/v1`.
     fn base_url(&self, headers: &HeaderMap) -> String {
         match self.0.http.public_url.trim_end_matches('/') {
@@ -139,6 +155,7 @@ pub(crate) fn router(app: App) -> Router {
     let broker = app.0.gateway.subscribe();
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/call/{kind}", post(requests::call))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))
