@@ -352,5 +352,13 @@ mod tests {
         let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
         config.http.listen = "0.0.0.0:8080".parse().unwrap();
         assert!(config.validate().unwrap_err().to_string().contains("allow_anonymous"));
+        let hash = callers::key::hash("key");
+        let caller = CallerConfig { key_hashes: vec![hash], admin: false, quotas: Default::default() };
+        config.callers.insert("ada".into(), caller.clone());
+        config.validate().unwrap();
+        config.callers.insert("bob".into(), caller.clone());
+        assert!(config.validate().unwrap_err().to_string().contains("callers.bob.key_hashes: a key of ada"));
+        config.callers = [("anonymous".into(), caller)].into();
+        assert!(config.validate().unwrap_err().to_string().contains("not \"anonymous\""));
     }
 }

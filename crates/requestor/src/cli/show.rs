@@ -16,6 +16,7 @@ pub(super) fn operation(operation: &Value, as_json: bool) -> anyhow::Result<()> 
     }
     let shown = [
         "id",
+        "owner",
         "kind",
         "status",
         "percentComplete",

@@ -111,8 +111,8 @@ impl App {
         headers: &HeaderMap,
     ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let body = serde_json::to_vec(&OperationView::new(operation, &url)).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], Bytes::from(body.clone())).into_response();
+        let body = Bytes::from(serde_json::to_vec(&OperationView::new(operation, &url)).unwrap_or_default());
+        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], body.clone()).into_response();
         if status == StatusCode::OK {
             etag::mark(&mut response, &body);
         }

@@ -1,5 +1,7 @@
 use super::owners::use_more;
-use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
+use super::tables::{
+    content_bytes, entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry,
+};
 use super::{Applied, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
@@ -109,11 +111,18 @@ impl Store {
                 if let Some(entry) = entry {
                     save_entry(connection, id, &entry)?;
                 }
-                let bytes = match &change {
-                    Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
-                    Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
-                    _ => 0,
-                };
+                let mut bytes = 0;
+                match &change {
+                    Change::Ended(Some(result)) => {
+                        bytes = result.body.len() as i64;
+                        save_content(connection, "results", id, result)?;
+                    }
+                    Change::StepSucceeded { result, .. } => {
+                        bytes = result.body.len() as i64 - content_bytes(connection, "requests", id)?;
+                        save_content(connection, "requests", id, result)?;
+                    }
+                    _ => {}
+                }
                 let opened = i64::from(!operation.has_ended()) - i64::from(open);
                 use_more(connection, &operation.owner, opened, bytes)?;
                 Ok(Some(Applied { operation, change }))

@@ -137,20 +137,18 @@ pub(super) fn load_content(connection: &Connection, table: &str, id: OperationId
         .optional()
 }
 
-/// Saves it in the place of what is there; how many bytes that is more.
 pub(super) fn save_content(
     connection: &Connection,
     table: &str,
     id: OperationId,
     content: &Content,
-) -> rusqlite::Result<i64> {
-    let before = content_bytes(connection, table, id)?;
+) -> rusqlite::Result<()> {
     connection.prepare_cached(&format!("insert or replace into {table} values (?1, ?2, ?3)"))?.execute(params![
         id.0,
         content.content_type,
         &content.body[..]
     ])?;
-    Ok(content.body.len() as i64 - before)
+    Ok(())
 }
 
 /// How large the body in `table` is; SQLite does not read it for that.
@@ -292,6 +290,10 @@ mod tests {
         let mut operation = load(&connection, &Scope::All, id).unwrap().unwrap();
         assert_eq!((operation.asks.as_str(), operation.position, operation.events), ("echo", 1, 0));
         assert_eq!(operation.owner, ANONYMOUS);
+        let used = connection.query_row("select owner, open, bytes from used", [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        });
+        assert_eq!(used.unwrap(), (ANONYMOUS.into(), 1, 1024));
         operation.cancel_requested = true;
         operation.state = State::Canceled(Problem::canceled());
         operation.steps = vec!["echo".into()];
