@@ -15,7 +15,7 @@ use crate::kinds::Kinds;
 use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
-use crate::watch::Watch;
+use crate::watch::{Subject, Watch};
 use auth::Caller;
 use axum::Router;
 use axum::extract::Request;
@@ -23,6 +23,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
+use events::SharedPages;
 use shared::http::problem_response;
 use shared::message::OperationId;
 use shared::problem::Problem;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// A waiter reads the record at least this often, in case a wake-up is lost.
 const WAIT_POLL: Duration = Duration::from_secs(2);
@@ -52,6 +54,10 @@ struct Inner {
     watch: Watch,
     pace: Pace,
     waiters: Semaphore,
+    streams: Arc<Semaphore>,
+    /// WebSockets that are open.
+    sockets: TaskTracker,
+    pages: SharedPages,
     shutdown: CancellationToken,
 }
 
@@ -74,8 +80,16 @@ impl App {
             watch,
             pace,
             waiters: Semaphore::new(config.http.waiters_max),
+            streams: Arc::new(Semaphore::new(config.http.streams_max)),
+            sockets: TaskTracker::new(),
+            pages: SharedPages::default(),
             shutdown,
         }))
+    }
+
+    /// The WebSockets that are open, for a shutdown to wait for.
+    pub(crate) fn sockets(&self) -> TaskTracker {
+        self.0.sockets.clone()
     }
 
     /// The operation when it has ended or `wait` is over, whichever is first; and whether there was room to wait.
@@ -89,7 +103,7 @@ impl App {
         let slot = if wait.is_zero() { None } else { self.0.waiters.try_acquire().ok() };
         let Some(_slot) = slot else { return Ok((self.0.store.get(caller.scope(), id).await?, false)) };
         // Subscribed before reading, so that no change in between is missed.
-        let mut changes = self.0.watch.subscribe(id);
+        let mut changes = self.0.watch.subscribe(Subject::Operation(id));
         loop {
             let operation = self.0.store.get(caller.scope(), id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
@@ -130,8 +144,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))
         .route("/v1/operations/{id}/retry", post(control::retry))
-        .route("/v1/operations/{id}/events", get(events::events))
+        .route("/v1/operations/{id}/events", get(events::of_operation))
         .route("/v1/operations/{id}/result", get(operations::result))
+        .route("/v1/events", get(events::of_all))
         .merge(shared::http::health_routes(broker))
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
         .method_not_allowed_fallback(|| async {

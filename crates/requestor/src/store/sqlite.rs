@@ -1,28 +1,38 @@
-use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
-use super::{Applied, Filter, STATUSES, Scope, StoreError};
+use super::tables::{from_row, load, load_content, migrations, save, save_content, save_entry};
+use super::{Applied, Changed, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
 use jiff::Timestamp;
-use rusqlite::{ToSql, params};
+use rusqlite::{Connection, ToSql};
 use shared::database::Sqlite;
 use shared::message::{Content, OperationId};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The requestor's operations in an SQLite file.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(super) database: Sqlite,
     rules: Arc<RulesByKind>,
+    /// What the batch under way has changed so far.
+    changed: Arc<Mutex<Vec<Changed>>>,
 }
 
 impl Store {
-    /// Opens the store, and creates it if it is not there.
+    /// Opens the store, and creates it if it is not there. After each commit `committed` is told what may have changed.
     ///
     /// # Errors
     /// See [`Sqlite::open`].
-    pub fn open(url: &str, rules: RulesByKind) -> anyhow::Result<Self> {
-        let database = Sqlite::open(url, &migrations())?;
-        Ok(Self { database, rules: Arc::new(rules) })
+    pub fn open(
+        url: &str,
+        rules: RulesByKind,
+        committed: impl Fn(Vec<Changed>) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let changed = Arc::<Mutex<Vec<Changed>>>::default();
+        let batch = Arc::clone(&changed);
+        let database = Sqlite::open_with(url, &migrations(), move || {
+            committed(std::mem::take(&mut *batch.lock().unwrap_or_else(PoisonError::into_inner)));
+        })?;
+        Ok(Self { database, rules: Arc::new(rules), changed })
     }
 
     /// Stores a new operation with its request. When this returns, it is durable.
@@ -30,11 +40,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
     pub async fn create(&self, mut operation: Operation, request: Content) -> Result<(), StoreError> {
+        let log = self.log();
         self.database
             .write(move |connection| {
                 let entry = operation.record_created();
                 save(connection, &operation, true)?;
-                save_entry(connection, operation.id, &entry)?;
+                log(connection, &operation, &entry)?;
                 save_content(connection, "requests", operation.id, &request)
             })
             .await
@@ -110,7 +121,7 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Option<Applied>, StoreError> {
-        let rules = Arc::clone(&self.rules);
+        let (rules, log) = (Arc::clone(&self.rules), self.log());
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
@@ -121,7 +132,7 @@ impl Store {
                     save(connection, &operation, false)?;
                 }
                 if let Some(entry) = entry {
-                    save_entry(connection, id, &entry)?;
+                    log(connection, &operation, &entry)?;
                 }
                 match &change {
                     Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
@@ -133,26 +144,15 @@ impl Store {
             .await
     }
 
-    /// Entries of the event log of an operation in `scope` with a number above `after`, in order.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn events(
-        &self,
-        scope: Scope,
-        id: OperationId,
-        after: u32,
-        limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        let sql = "select * from events where id = ?1 and number > ?2
-            and exists (select 1 from operations where id = ?1 and (?4 is null or owner = ?4))
-            order by number limit ?3";
-        self.database
-            .read(move |connection| {
-                let parameters = params![id.0, after, limit, scope.owner()];
-                connection.prepare_cached(sql)?.query_map(parameters, entry_from_row)?.collect()
-            })
-            .await
+    /// Writes an event down, and that there is one.
+    fn log(&self) -> impl Fn(&Connection, &Operation, &Entry) -> rusqlite::Result<()> + Send + 'static {
+        let changed = Arc::clone(&self.changed);
+        move |connection, operation, entry| {
+            save_entry(connection, operation, entry)?;
+            let change = Changed { id: operation.id, owner: operation.owner.as_str().into() };
+            changed.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+            Ok(())
+        }
     }
 
     /// Returns when the file can no longer be trusted; the process must not go on.
