@@ -168,7 +168,7 @@ fn last_sequence(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 fn forgotten(connection: &Connection) -> rusqlite::Result<u64> {
-    connection.prepare_cached("select sequence from forgotten")?.query_row([], |row| row.get(0))
+    connection.prepare_cached("select sequence from events_forgotten")?.query_row([], |row| row.get(0))
 }
 
 fn event_from_row(row: &Row<'_>) -> rusqlite::Result<LoggedEvent> {

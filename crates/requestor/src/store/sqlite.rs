@@ -1,3 +1,4 @@
+use super::owners::use_more;
 use super::tables::{from_row, load, load_content, migrations, save, save_content, save_entry};
 use super::{Applied, Changed, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
@@ -6,15 +7,30 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ToSql};
 use shared::database::Sqlite;
 use shared::message::{Content, OperationId};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The requestor's operations in an SQLite file.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(super) database: Sqlite,
     rules: Arc<RulesByKind>,
-    /// What the batch under way has changed so far.
-    changed: Arc<Mutex<Vec<Changed>>>,
+    log: Log,
+}
+
+/// Writes events down, and remembers which operations the batch under way has changed so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Log(Arc<Mutex<Vec<Changed>>>);
+
+impl Log {
+    pub(super) fn write(&self, connection: &Connection, operation: &Operation, entry: &Entry) -> rusqlite::Result<()> {
+        save_entry(connection, operation, entry)?;
+        self.changed().push(Changed { id: operation.id, owner: operation.owner.as_str().into() });
+        Ok(())
+    }
+
+    fn changed(&self) -> MutexGuard<'_, Vec<Changed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
@@ -27,28 +43,11 @@ impl Store {
         rules: RulesByKind,
         committed: impl Fn(Vec<Changed>) + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let changed = Arc::<Mutex<Vec<Changed>>>::default();
-        let batch = Arc::clone(&changed);
-        let database = Sqlite::open_with(url, &migrations(), move || {
-            committed(std::mem::take(&mut *batch.lock().unwrap_or_else(PoisonError::into_inner)));
-        })?;
-        Ok(Self { database, rules: Arc::new(rules), changed })
-    }
-
-    /// Stores a new operation with its request. When this returns, it is durable.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then nothing is stored.
-    pub async fn create(&self, mut operation: Operation, request: Content) -> Result<(), StoreError> {
-        let log = self.log();
-        self.database
-            .write(move |connection| {
-                let entry = operation.record_created();
-                save(connection, &operation, true)?;
-                log(connection, &operation, &entry)?;
-                save_content(connection, "requests", operation.id, &request)
-            })
-            .await
+        let log = Log::default();
+        let batch = log.clone();
+        let committed = move || committed(std::mem::take(&mut *batch.changed()));
+        let database = Sqlite::open_with(url, &migrations(), committed)?;
+        Ok(Self { database, rules: Arc::new(rules), log })
     }
 
     /// The operation, if there is one in `scope`.
@@ -125,34 +124,29 @@ impl Store {
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
-                let rules = rules.draw(&operation.asks);
+                let (rules, open) = (rules.draw(&operation.asks), !operation.has_ended());
                 let change = operation.apply(event, now, &rules);
                 let entry = operation.record(&change, now, rules.events_max);
                 if change != Change::None {
                     save(connection, &operation, false)?;
                 }
                 if let Some(entry) = entry {
-                    log(connection, &operation, &entry)?;
+                    log.write(connection, &operation, &entry)?;
                 }
-                match &change {
+                let bytes = match &change {
                     Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
                     Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
-                    _ => {}
-                }
+                    _ => 0,
+                };
+                let opened = i64::from(!operation.has_ended()) - i64::from(open);
+                use_more(connection, &operation.owner, opened, bytes)?;
                 Ok(Some(Applied { operation, change }))
             })
             .await
     }
 
-    /// Writes an event down, and that there is one.
-    fn log(&self) -> impl Fn(&Connection, &Operation, &Entry) -> rusqlite::Result<()> + Send + 'static {
-        let changed = Arc::clone(&self.changed);
-        move |connection, operation, entry| {
-            save_entry(connection, operation, entry)?;
-            let change = Changed { id: operation.id, owner: operation.owner.as_str().into() };
-            changed.lock().unwrap_or_else(PoisonError::into_inner).push(change);
-            Ok(())
-        }
+    pub(super) fn log(&self) -> Log {
+        self.log.clone()
     }
 
     /// Returns when the file can no longer be trusted; the process must not go on.

@@ -2,8 +2,8 @@
 
 use super::page::{OpenView, Page, Piece, Reason, Snapshot};
 use super::shared_pages::{Read, Reading};
+use crate::callers::Caller;
 use crate::http::App;
-use crate::http::auth::Caller;
 use crate::http::view::OperationView;
 use crate::rules::half_jittered;
 use crate::store::{Scope, StoreError};

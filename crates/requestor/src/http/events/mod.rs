@@ -11,9 +11,9 @@ mod sse;
 pub(super) use shared_pages::SharedPages;
 
 use super::App;
-use super::auth::Caller;
 use super::error::Error;
 use super::operations::find;
+use crate::callers::Caller;
 use asked::{EventsQuery, Way};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::WebSocketUpgrade;
@@ -23,8 +23,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use follower::{Follower, Log};
 use shared::problem::Problem;
-use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
@@ -48,7 +46,8 @@ pub(super) async fn of_operation(
     if way == Way::ServerSent && operation.has_ended() && after == Some(operation.events.into()) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    stream(&app, Follower::new(&app, &caller, Log::Operation(operation.id), after, &headers), way, upgrade, &headers)
+    let follower = Follower::new(&app, &caller, Log::Operation(operation.id), after, &headers);
+    stream(&app, &caller, follower, (way, upgrade), &headers)
 }
 
 /// `GET /v1/events`: what happens to all operations that the caller may see, numbered in one order.
@@ -65,24 +64,24 @@ pub(super) async fn of_all(
         return pages::of_all(&app, &caller, &query, &headers).await;
     }
     let after = query.position(&headers)?;
-    stream(&app, Follower::new(&app, &caller, Log::All, after, &headers), way, upgrade, &headers)
+    let follower = Follower::new(&app, &caller, Log::All, after, &headers);
+    stream(&app, &caller, follower, (way, upgrade), &headers)
 }
 
-fn stream(app: &App, follower: Follower, way: Way, upgrade: Upgrade, headers: &HeaderMap) -> Result<Response, Error> {
+fn stream(
+    app: &App,
+    caller: &Caller,
+    follower: Follower,
+    (way, upgrade): (Way, Upgrade),
+    headers: &HeaderMap,
+) -> Result<Response, Error> {
     if way == Way::ServerSent {
-        return Ok(sse::response(app, follower, slot(app)?));
+        return Ok(sse::response(app, follower, app.0.callers.stream(caller)?));
     }
     asked::same_origin(app, headers)?;
     let upgrade = upgrade.map_err(|rejection| {
         let status = rejection.status().as_u16();
         Problem::new("bad-upgrade", status, "This cannot become a WebSocket", rejection.body_text())
     })?;
-    Ok(socket::response(app, follower, slot(app)?, upgrade))
-}
-
-fn slot(app: &App) -> Result<OwnedSemaphorePermit, Error> {
-    Arc::clone(&app.0.streams).try_acquire_owned().map_err(|_| Error {
-        problem: Problem::new("too-many-streams", 503, "Too many event streams", "poll, or come back later"),
-        retry_after_seconds: Some(5),
-    })
+    Ok(socket::response(app, follower, app.0.callers.stream(caller)?, upgrade))
 }

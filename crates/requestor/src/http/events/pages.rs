@@ -2,8 +2,8 @@
 
 use super::asked::EventsQuery;
 use super::page::EventView;
+use crate::callers::Caller;
 use crate::http::App;
-use crate::http::auth::Caller;
 use crate::http::error::Error;
 use crate::http::operations::PAGE_SIZE;
 use crate::http::view::insert;

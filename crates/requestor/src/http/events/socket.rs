@@ -1,14 +1,13 @@
 //! A log over WebSocket (RFC 6455): each event is a text message.
 
 use super::follower::{Follower, Next};
+use crate::callers::Slot;
 use crate::http::App;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::Response;
 use futures_util::SinkExt;
 use serde::Deserialize;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// How long a new reader may take to say from where on it wants to hear before it is told from the start.
@@ -46,12 +45,7 @@ struct Stream {
     heard_at: Instant,
 }
 
-pub(super) fn response(
-    app: &App,
-    follower: Follower,
-    slot: OwnedSemaphorePermit,
-    upgrade: WebSocketUpgrade,
-) -> Response {
+pub(super) fn response(app: &App, follower: Follower, slot: Slot, upgrade: WebSocketUpgrade) -> Response {
     let (app, token) = (app.clone(), app.0.sockets.token());
     upgrade
         .read_buffer_size(READ_BUFFER)
@@ -127,12 +121,12 @@ impl Stream {
         }
     }
 
+    /// How long a reader may take nothing of it is the server's to say, which sees the connection.
     async fn send(&mut self, messages: impl Iterator<Item = Message>) -> Result<(), Closing> {
-        let limit = self.app.0.http.streams.write_timeout;
         for message in messages {
-            in_time(timeout(limit, self.socket.feed(message)).await)?;
+            self.socket.feed(message).await.map_err(|_| None)?;
         }
-        in_time(timeout(limit, self.socket.flush()).await)
+        self.socket.flush().await.map_err(|_| None)
     }
 
     fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), Closing> {
@@ -152,12 +146,5 @@ impl Stream {
             }
             Some(Ok(Message::Close(_)) | Err(_)) | None => Err(None),
         }
-    }
-}
-
-fn in_time(written: Result<Result<(), axum::Error>, Elapsed>) -> Result<(), Closing> {
-    match written {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(None),
     }
 }

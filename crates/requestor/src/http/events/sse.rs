@@ -1,13 +1,13 @@
 //! A log as server-sent events (WHATWG HTML, section 9.2).
 
 use super::follower::{Follower, Next};
+use crate::callers::Slot;
 use crate::http::App;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 /// A comment, which readers ignore.
@@ -23,11 +23,11 @@ struct Stream {
     follower: Follower,
     keep_alive: Duration,
     shutdown: CancellationToken,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 /// A response whose body goes on until there is nothing more to tell, or the service shuts down.
-pub(super) fn response(app: &App, follower: Follower, slot: OwnedSemaphorePermit) -> Response {
+pub(super) fn response(app: &App, follower: Follower, slot: Slot) -> Response {
     let (keep_alive, shutdown) = (app.0.http.streams.keep_alive, app.0.shutdown.clone());
     let stream = Stream { follower, keep_alive, shutdown, _slot: slot };
     let pieces = futures_util::stream::unfold(Some(stream), |stream| async move {
