@@ -24,6 +24,8 @@ pub mod proxy;
 pub mod python;
 /// Both services as processes.
 pub mod services;
+/// Readers of event streams, over connections that can be cut at any byte.
+pub mod streams;
 
 use std::time::Duration;
 use tokio::time::Instant;

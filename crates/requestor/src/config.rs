@@ -60,7 +60,19 @@ pub struct HttpConfig {
     pub wait_max: Duration,
     pub waiters_max: usize,
     pub page_size_max: usize,
+    pub streams_max: usize,
+    pub streams: StreamsConfig,
     pub limits: ServerLimits,
+}
+
+/// The section `[http.streams]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct StreamsConfig {
+    #[serde(with = "duration")]
+    pub keep_alive: Duration,
+    pub behind_max: usize,
 }
 
 /// The section `[replies]`.
@@ -300,6 +312,11 @@ impl HttpConfig {
             "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"
         );
         anyhow::ensure!(self.page_size_max > 0, "http.page_size_max must be at least 1");
+        anyhow::ensure!(
+            self.streams_max < self.limits.connections_max,
+            "http.streams_max must be below http.limits.connections_max, or streams could lock out all other callers"
+        );
+        anyhow::ensure!(!self.streams.keep_alive.is_zero(), "http.streams.keep_alive must be more than 0");
         Ok(())
     }
 }

@@ -46,22 +46,28 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationTo
 /// As [`run`], with kinds that are loaded already.
 async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     shared::telemetry::init_metrics();
-    let store = Store::open(config.store.url.expose(), config.rules()).context("store")?;
     let (watch, pace) = (Watch::default(), Pace::default());
-    let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());
+    let committed = watch.clone();
+    let committed = move |changes| committed.notify(changes);
+    let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
+    let (gateway, queues) = Gateway::new(&config, store.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
-    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());
+    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch.clone(), pace), shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
+    let sockets = app.sockets();
     let server = async {
         let served = shared::http::serve(listener, http::router(app), &config.http.limits, &shutdown).await;
+        // The server has let go of connections that became WebSockets.
+        sockets.close();
+        let _ = tokio::time::timeout(config.http.limits.drain, sockets.wait()).await;
         http_ended.cancel();
         served
     };
     let background = async {
         let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, http_ended.run_until_cancelled(watch.run()))
     };
     tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,

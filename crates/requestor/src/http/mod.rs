@@ -20,7 +20,7 @@ use crate::kinds::Kinds;
 use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
-use crate::watch::Watch;
+use crate::watch::{Subject, Watch};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -28,6 +28,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 pub(crate) use error::Error;
+use events::SharedPages;
 use idempotency::BeingAnswered;
 use shared::http::problem_response;
 use shared::message::OperationId;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// A waiter reads the record at least this often, in case a wake-up is lost.
 const WAIT_POLL: Duration = Duration::from_secs(2);
@@ -58,6 +60,9 @@ struct Inner {
     gateway: Gateway,
     watch: Watch,
     pace: Pace,
+    /// WebSockets that are open.
+    sockets: TaskTracker,
+    pages: SharedPages,
     shutdown: CancellationToken,
 }
 
@@ -74,15 +79,22 @@ impl App {
             timeout_max: config.operations.timeout_max,
             retry_window: config.operations.retry_window,
             unconfirmed: config.redrive.unconfirmed,
-            callers: Callers::new(&config.callers, &config.quotas, config.http.waiters_max),
+            callers: Callers::new(&config.callers, &config.quotas, &config.http),
             being_answered: BeingAnswered::default(),
             kinds,
             store,
             gateway,
             watch,
             pace,
+            sockets: TaskTracker::new(),
+            pages: SharedPages::default(),
             shutdown,
         }))
+    }
+
+    /// The WebSockets that are open, for a shutdown to wait for.
+    pub(crate) fn sockets(&self) -> TaskTracker {
+        self.0.sockets.clone()
     }
 
     /// As [`Self::wait_in`], and whether there was room to wait.
@@ -109,7 +121,7 @@ impl App {
     ) -> Result<Option<Operation>, StoreError> {
         let until = Instant::now() + wait;
         // Subscribed before reading, so that no change in between is missed.
-        let mut changes = self.0.watch.subscribe(id);
+        let mut changes = self.0.watch.subscribe(Subject::Operation(id));
         loop {
             let operation = self.0.store.get(caller.scope(), id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
@@ -160,8 +172,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))
         .route("/v1/operations/{id}/retry", post(control::retry))
-        .route("/v1/operations/{id}/events", get(events::events))
+        .route("/v1/operations/{id}/events", get(events::of_operation))
         .route("/v1/operations/{id}/result", get(operations::result))
+        .route("/v1/events", get(events::of_all))
         .merge(shared::http::health_routes(broker))
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
         .method_not_allowed_fallback(|| async {

@@ -86,6 +86,31 @@ insert into used select owner, sum(status < 2), sum(1024
 create table forgotten (number integer primary key, id blob not null unique, owner text not null) strict;
 ";
 
+// Events of all operations in the order in which they were committed, by which a caller follows all of its operations.
+// Only the writer's thread gives numbers, and one that is rolled back is given again, so there is no gap. Numbers of
+// forgotten events are never given again; `events_forgotten` has the last of them.
+const EVENT_SEQUENCE: &str = "
+create table log (
+    sequence integer primary key autoincrement,
+    id blob not null,
+    number integer not null,
+    owner text not null,
+    at integer not null,
+    type text not null,
+    data text not null
+) strict;
+insert into log (id, number, owner, at, type, data)
+    select e.id, e.number, o.owner, e.at, e.type, e.data from events e join operations o on o.id = e.id
+    order by e.id, e.number;
+drop table events;
+alter table log rename to events;
+create unique index events_by_operation on events (id, number);
+create index events_by_owner on events (owner, sequence);
+create table events_forgotten (sequence integer not null) strict;
+insert into events_forgotten values (0);
+create index operations_open on operations (owner, id) where status < 2;
+";
+
 /// All tables that have rows of an operation.
 pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
 
@@ -108,7 +133,13 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS), M::up(OWNERS), M::up(KEYS_QUOTAS_FORGOTTEN)])
+    Migrations::new(vec![
+        M::up(CREATE),
+        M::up(CANCELS_STEPS_EVENTS),
+        M::up(OWNERS),
+        M::up(KEYS_QUOTAS_FORGOTTEN),
+        M::up(EVENT_SEQUENCE),
+    ])
 }
 
 /// An operation's number in the column `status`, which is also its place among the statuses' names.
@@ -157,25 +188,17 @@ pub(super) fn content_bytes(connection: &Connection, table: &str, id: OperationI
     Ok(connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0)).optional()?.unwrap_or_default())
 }
 
-pub(super) fn save_entry(connection: &Connection, id: OperationId, entry: &Entry) -> rusqlite::Result<()> {
-    connection.prepare_cached("insert into events values (?1, ?2, ?3, ?4, ?5)")?.execute(params![
-        id.0,
+pub(super) fn save_entry(connection: &Connection, operation: &Operation, entry: &Entry) -> rusqlite::Result<()> {
+    let sql = "insert into events (id, number, owner, at, type, data) values (?1, ?2, ?3, ?4, ?5, ?6)";
+    connection.prepare_cached(sql)?.execute(params![
+        operation.id.0,
         entry.number,
+        operation.owner,
         entry.at.as_millisecond(),
         entry.event_type,
         entry.data.to_string()
     ])?;
     Ok(())
-}
-
-pub(super) fn entry_from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let data: String = row.get("data")?;
-    Ok(Entry {
-        number: row.get("number")?,
-        at: time(row.get("at")?)?,
-        event_type: row.get("type")?,
-        data: serde_json::from_str(&data).unwrap_or_default(),
-    })
 }
 
 pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::Result<()> {
@@ -263,7 +286,7 @@ fn state_from_row(row: &Row<'_>) -> rusqlite::Result<State> {
     })
 }
 
-fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
+pub(super) fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(milliseconds)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, FromSqlError::other(error).into()))
 }
