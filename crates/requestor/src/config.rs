@@ -1,4 +1,5 @@
 use crate::rules::{Retries, Rules, RulesByKind};
+use crate::webhook::WebhooksConfig;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
@@ -35,6 +36,7 @@ pub struct Config {
     pub retries: Retries,
     pub redrive: RedriveConfig,
     pub cancel: CancelConfig,
+    pub webhooks: WebhooksConfig,
     pub kinds: BTreeMap<String, KindConfig>,
     #[serde(default)]
     pub pipelines: BTreeMap<String, PipelineConfig>,
@@ -226,6 +228,7 @@ impl Config {
             operations.retry_window <= RETRY_WINDOW_MAX,
             "operations.retry_window must be at most 24h: a provider's ledger may forget an outcome a day after the deadline"
         );
+        self.webhooks.validate(operations.retention)?;
         anyhow::ensure!(self.retries.pause <= self.retries.pause_max, "retries.pause is above retries.pause_max");
         anyhow::ensure!(self.cancel.resend <= self.cancel.resend_max, "cancel.resend is above cancel.resend_max");
         anyhow::ensure!(!self.cancel.resend.is_zero(), "cancel.resend must be more than 0");
@@ -338,6 +341,11 @@ mod tests {
         assert!(too_long.contains("24h"), "{too_long}");
         let forgotten = refused(|config| config.operations.retention = Duration::from_secs(3600));
         assert!(forgotten.contains("retry_window"), "{forgotten}");
+        let undelivered = refused(|config| {
+            config.webhooks.secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap()];
+            config.operations.retention = Duration::from_secs(72 * 3600);
+        });
+        assert!(undelivered.contains("operations.retention (72h)") && undelivered.contains("84h"), "{undelivered}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ mod pace;
 pub mod store;
 mod sweeper;
 mod watch;
+/// Sends outcomes to who wants them.
+pub mod webhook;
 
 /// The command line.
 pub mod cli;
@@ -27,9 +29,11 @@ use gateway::Gateway;
 use kinds::Kinds;
 use pace::Pace;
 use std::net::TcpListener;
+use std::sync::Arc;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 use watch::Watch;
+use webhook::{Deliverer, Targets};
 
 /// Runs the requestor on `listener` until `shutdown`, and returns when what was under way has ended.
 ///
@@ -49,7 +53,10 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
-    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());
+    let targets = Arc::new(Targets::new(&config.webhooks)?);
+    let deliverer = Deliverer::new(&config.webhooks, Arc::clone(&targets), store.clone()).context("webhooks")?;
+    let parts = (store.clone(), gateway.clone(), watch, pace);
+    let app = http::App::new(&config, kinds, parts, targets, shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
@@ -59,7 +66,12 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     };
     let background = async {
         let sweeper = sweeper::run(&store, &gateway, &config.cancel, &http_ended);
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
+        let webhooks = async {
+            if let Some(deliverer) = &deliverer {
+                deliverer.run(&shutdown).await;
+            }
+        };
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, webhooks)
     };
     tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,

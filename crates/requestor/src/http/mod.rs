@@ -1,13 +1,14 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
 mod auth;
+mod callback;
 mod control;
 mod error;
 mod events;
 mod operations;
 mod prefer;
 mod requests;
-mod view;
+pub(crate) mod view;
 
 use crate::config::{Config, HttpConfig};
 use crate::gateway::Gateway;
@@ -16,6 +17,7 @@ use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
 use crate::watch::Watch;
+use crate::webhook::Targets;
 use auth::Caller;
 use axum::Router;
 use axum::extract::Request;
@@ -51,6 +53,7 @@ struct Inner {
     gateway: Gateway,
     watch: Watch,
     pace: Pace,
+    targets: Arc<Targets>,
     waiters: Semaphore,
     shutdown: CancellationToken,
 }
@@ -60,6 +63,7 @@ impl App {
         config: &Config,
         kinds: Kinds,
         (store, gateway, watch, pace): (Store, Gateway, Watch, Pace),
+        targets: Arc<Targets>,
         shutdown: CancellationToken,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -73,6 +77,7 @@ impl App {
             gateway,
             watch,
             pace,
+            targets,
             waiters: Semaphore::new(config.http.waiters_max),
             shutdown,
         }))

@@ -1,5 +1,6 @@
 use super::App;
 use super::auth::Caller;
+use super::callback::callback;
 use super::error::Error;
 use super::prefer::{Prefer, applied};
 use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, insert};
@@ -41,6 +42,7 @@ pub(super) async fn submit(
     let kind = app.0.kinds.get(&name)?;
     require_json(&headers)?;
     let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
+    let callback = callback(&app, &headers)?;
     let body = read_body(&app, body).await?;
     kind.validate(&json::read::<Value>(&body).map_err(Problem::from)?)?;
 
@@ -49,6 +51,7 @@ pub(super) async fn submit(
         Operation::new(&name, now, timeout, app.0.unconfirmed).through(&kind.steps).owned_by(&caller.name);
     operation.priority = query.priority;
     operation.traceparent = traceparent(&headers);
+    operation.callback = callback;
     let content = Content::json(body);
     crash::point("requestor.create");
     app.0.store.create(operation.clone(), content.clone()).await.map_err(not_accepted)?;

@@ -1,5 +1,6 @@
 use super::App;
 use super::auth::Caller;
+use super::callback::{DeliveryView, WebhookView};
 use crate::operation::{LateOutcome, Operation, State};
 use crate::store::status_name;
 use axum::Json;
@@ -17,7 +18,7 @@ pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("prefe
 /// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct OperationView<'a> {
+pub(crate) struct OperationView<'a> {
     id: OperationId,
     kind: &'a str,
     status: &'static str,
@@ -48,10 +49,12 @@ pub(super) struct OperationView<'a> {
     error: Option<&'a Problem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     late_outcome: Option<&'a LateOutcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<WebhookView<'a>>,
 }
 
 impl<'a> OperationView<'a> {
-    pub(super) fn new(operation: &'a Operation, url: &str) -> Self {
+    pub(crate) fn new(operation: &'a Operation, url: &str) -> Self {
         let progress = match &operation.state {
             State::Running(progress) => Some(progress),
             State::NotStarted | State::Succeeded | State::Failed(_) | State::Canceled(_) => None,
@@ -78,7 +81,15 @@ impl<'a> OperationView<'a> {
             result_location: succeeded.then(|| format!("{url}/result")),
             error: operation.error(),
             late_outcome: operation.late_outcome.as_ref(),
+            webhook: operation.callback.as_ref().map(|callback| WebhookView::new(&callback.url)),
         }
+    }
+
+    fn with_deliveries(mut self, deliveries: Vec<DeliveryView>) -> Self {
+        if let Some(webhook) = &mut self.webhook {
+            webhook.deliveries = deliveries;
+        }
+        self
     }
 }
 
@@ -102,8 +113,20 @@ impl App {
         operation: &Operation,
         headers: &HeaderMap,
     ) -> Response {
+        self.operation_with_deliveries(status, operation, Vec::new(), headers)
+    }
+
+    /// The same, with what became of its webhooks.
+    pub(super) fn operation_with_deliveries(
+        &self,
+        status: StatusCode,
+        operation: &Operation,
+        deliveries: Vec<DeliveryView>,
+        headers: &HeaderMap,
+    ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let mut response = (status, Json(OperationView::new(operation, &url))).into_response();
+        let view = OperationView::new(operation, &url).with_deliveries(deliveries);
+        let mut response = (status, Json(view)).into_response();
         if !operation.has_ended() {
             let seconds = self.0.pace.retry_after(operation, Timestamp::now());
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

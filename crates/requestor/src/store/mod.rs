@@ -3,6 +3,7 @@
 mod due;
 mod sqlite;
 mod tables;
+mod webhooks;
 
 pub use sqlite::Store;
 

@@ -1,7 +1,9 @@
 use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
+use super::webhooks::save_delivery;
 use super::{Applied, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
+use crate::webhook::Delivery;
 use jiff::Timestamp;
 use rusqlite::{ToSql, params};
 use shared::database::Sqlite;
@@ -127,6 +129,11 @@ impl Store {
                     Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
                     Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
                     _ => {}
+                }
+                if let Change::Ended(result) = &change
+                    && let Some(delivery) = Delivery::of(&operation, result.as_ref())
+                {
+                    save_delivery(connection, &delivery, now)?;
                 }
                 Ok(Some(Applied { operation, change }))
             })
