@@ -29,3 +29,4 @@ mod stand_in;
 mod store;
 mod validation;
 mod video;
+mod webhooks;

@@ -24,6 +24,8 @@ pub mod proxy;
 pub mod python;
 /// Both services as processes.
 pub mod services;
+/// A receiver of webhooks.
+pub mod webhook_receiver;
 
 use std::time::Duration;
 use tokio::time::Instant;
