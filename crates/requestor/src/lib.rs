@@ -1,6 +1,8 @@
 //! The requestor: HTTP in front, RabbitMQ behind, and a record of every operation in between.
 #![forbid(unsafe_code)]
 
+/// Who may ask, and for how much at once.
+pub mod callers;
 /// The configuration and its annotated defaults.
 pub mod config;
 /// What an operation is and how it changes.
@@ -33,7 +35,7 @@ use std::sync::Arc;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 use watch::Watch;
-use webhook::{Deliverer, Targets};
+use webhook::{Deliverer, Secrets, Targets};
 
 /// Runs the requestor on `listener` until `shutdown`, and returns when what was under way has ended.
 ///
@@ -54,9 +56,11 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
     let targets = Arc::new(Targets::new(&config.webhooks)?);
-    let deliverer = Deliverer::new(&config.webhooks, Arc::clone(&targets), store.clone()).context("webhooks")?;
+    let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
+    let webhooks = (secrets, targets);
+    let deliverer = Deliverer::new(&config.webhooks, webhooks.clone(), store.clone()).context("webhooks")?;
     let parts = (store.clone(), gateway.clone(), watch, pace);
-    let app = http::App::new(&config, kinds, parts, targets, shutdown.clone());
+    let app = http::App::new(&config, kinds, parts, webhooks, shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
@@ -65,7 +69,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         served
     };
     let background = async {
-        let sweeper = sweeper::run(&store, &gateway, &config.cancel, &http_ended);
+        let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
         let webhooks = async {
             if let Some(deliverer) = &deliverer {
                 deliverer.run(&shutdown).await;

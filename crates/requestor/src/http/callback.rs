@@ -2,6 +2,7 @@
 
 use super::App;
 use super::error::Error;
+use crate::callers::Caller;
 use crate::operation::{Callback, Operation};
 use crate::store::StoreError;
 use crate::webhook::{Attempt, Delivery};
@@ -11,19 +12,22 @@ use serde::Serialize;
 use shared::problem::Problem;
 
 /// The request header `Callback-Url`.
-pub(super) fn callback(app: &App, headers: &HeaderMap) -> Result<Option<Callback>, Error> {
+pub(super) fn callback(app: &App, caller: &Caller, headers: &HeaderMap) -> Result<Option<Callback>, Error> {
     let mut values = headers.get_all("callback-url").iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(Error::bad_request("Callback-Url is there twice; an outcome is sent to one receiver"));
     }
     let text = value.to_str().map_err(|_| Error::bad_request("Callback-Url has characters that no URL has"))?;
-    match app.0.targets.check(text.trim()) {
-        Ok(url) => Ok(Some(Callback { url: url.into(), base_url: app.base_url(headers) })),
-        Err(reason) => {
-            Err(Problem::new("callback-refused", 422, "The outcome cannot be sent to this Callback-Url", reason).into())
-        }
+    if app.0.secrets.of(&caller.name).is_empty() {
+        return Err(refused("there is no secret here to sign webhooks with (webhooks.secrets)"));
     }
+    let url = app.0.targets.check(text.trim()).map_err(refused)?;
+    Ok(Some(Callback { url: url.into(), base_url: app.base_url(headers) }))
+}
+
+fn refused(reason: impl Into<String>) -> Error {
+    Problem::new("callback-refused", 422, "The outcome cannot be sent to this Callback-Url", reason).into()
 }
 
 /// Where the outcome of an operation is sent, as its caller sees it.

@@ -11,13 +11,15 @@ use std::time::Duration;
 /// Deliveries of one operation that are shown, the newest: each retry by hand may lead to one more.
 const SHOWN_MAX: usize = 10;
 
-pub(super) fn save_delivery(connection: &Connection, delivery: &Delivery, now: Timestamp) -> rusqlite::Result<()> {
-    let Delivery { id, url, host, event_type, body, state, attempts, .. } = delivery;
-    let sql = "insert into webhooks (id, number, url, host, type, body, state, attempts, next_at)
-        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+/// Returns the bytes of its body, which count for its owner.
+pub(super) fn save_delivery(connection: &Connection, delivery: &Delivery, now: Timestamp) -> rusqlite::Result<i64> {
+    let Delivery { id, owner, url, host, event_type, body, state, attempts, .. } = delivery;
+    let sql = "insert into webhooks (id, number, owner, url, host, type, body, state, attempts, next_at)
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
     connection.prepare_cached(sql)?.execute(params![
         id.operation.0,
         id.number,
+        owner,
         url,
         host,
         event_type,
@@ -26,7 +28,7 @@ pub(super) fn save_delivery(connection: &Connection, delivery: &Delivery, now: T
         attempts,
         now.as_millisecond()
     ])?;
-    Ok(())
+    Ok(body.len() as i64)
 }
 
 impl Store {
@@ -57,7 +59,7 @@ impl Store {
             .await
     }
 
-    /// Notes what came of an attempt. The operation looks otherwise after it, so it has another version.
+    /// Notes what came of an attempt.
     ///
     /// # Errors
     /// [`StoreError`]; then the delivery is still due.
@@ -82,9 +84,7 @@ impl Store {
                 }
                 let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
                 let parameters = params![id.operation.0, id.number, number, at.as_millisecond(), took, status, error];
-                connection.prepare_cached(insert)?.execute(parameters)?;
-                let sql = "update operations set version = version + 1 where id = ?1";
-                connection.prepare_cached(sql)?.execute([id.operation.0]).map(drop)
+                connection.prepare_cached(insert)?.execute(parameters).map(drop)
             })
             .await
     }
@@ -116,6 +116,7 @@ impl Store {
 fn delivery_from_row(row: &Row<'_>) -> rusqlite::Result<Delivery> {
     Ok(Delivery {
         id: DeliveryId { operation: OperationId(row.get("id")?), number: row.get("number")? },
+        owner: row.get("owner")?,
         url: row.get("url")?,
         host: row.get("host")?,
         event_type: row.get("type")?,

@@ -36,7 +36,7 @@ const SPECIAL: [(&str, &str); 24] = [
 ];
 
 /// The only part of IPv6 that is given out. Beyond it are loopback, IPv4-mapped and -compatible addresses, NAT64 with
-/// and without a local prefix, unique local (with a cloud's metadata), link-local, site-local, multicast, SRv6.
+/// and without a local prefix, unique local (with a cloud's metadata), link-local, site-local, multicast, `SRv6`.
 const GLOBAL_UNICAST: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
 /// The addresses that may be connected to.

@@ -27,6 +27,8 @@ impl fmt::Display for DeliveryId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
     pub(crate) id: DeliveryId,
+    /// Whose operation it is.
+    pub(crate) owner: String,
     pub(crate) url: String,
     /// Of the URL: those of one host share its slots.
     pub(crate) host: String,
@@ -47,7 +49,8 @@ impl Delivery {
         let host = url::Url::parse(&url).ok()?.host_str()?.trim_end_matches('.').to_owned();
         let (event_type, body) = document(operation, result)?;
         let id = DeliveryId { operation: operation.id, number: operation.version };
-        Some(Self { id, url, host, event_type, body, state: State::Pending, attempts: 0, next_at: None })
+        let owner = operation.owner.clone();
+        Some(Self { id, owner, url, host, event_type, body, state: State::Pending, attempts: 0, next_at: None })
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) use delivery::{Attempt, Delivery, DeliveryId, State};
 pub use settings::Pause;
 pub use settings::WebhooksConfig;
 pub use signature::Secret;
+pub(crate) use signature::{Secrets, secrets};
 pub use target::Pattern;
 pub(crate) use target::Targets;
 
@@ -49,12 +50,16 @@ struct Inner {
 type UnderWay = HashMap<task::Id, (DeliveryId, String)>;
 
 impl Deliverer {
-    /// None if there are no secrets: what is not signed is not sent.
-    pub(crate) fn new(config: &WebhooksConfig, targets: Arc<Targets>, store: Store) -> anyhow::Result<Option<Self>> {
-        if !config.enabled() {
+    /// None if nobody has a secret: what is not signed is not sent.
+    pub(crate) fn new(
+        config: &WebhooksConfig,
+        (secrets, targets): (Arc<Secrets>, Arc<Targets>),
+        store: Store,
+    ) -> anyhow::Result<Option<Self>> {
+        if !secrets.any() {
             return Ok(None);
         }
-        let sender = Sender::new(config, targets)?;
+        let sender = Sender::new(config, (secrets, targets))?;
         Ok(Some(Self(Arc::new(Inner { config: config.clone(), sender, store }))))
     }
 

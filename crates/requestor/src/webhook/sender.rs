@@ -3,7 +3,7 @@
 use super::delivery::{Attempt, Delivery};
 use super::resolver::{NotPublic, PublicResolver};
 use super::settings::WebhooksConfig;
-use super::signature::{Secret, sign};
+use super::signature::{Secrets, sign};
 use super::target::Targets;
 use jiff::Timestamp;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER, USER_AGENT};
@@ -23,14 +23,17 @@ const ERROR_BYTES_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Sender {
     http: reqwest::Client,
-    secrets: Vec<Secret>,
+    secrets: Arc<Secrets>,
     targets: Arc<Targets>,
 }
 
 impl Sender {
     /// # Errors
     /// When the system has no certificates to trust.
-    pub(super) fn new(config: &WebhooksConfig, targets: Arc<Targets>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        config: &WebhooksConfig,
+        (secrets, targets): (Arc<Secrets>, Arc<Targets>),
+    ) -> anyhow::Result<Self> {
         // Only the first call in a process can succeed, and any provider will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let resolver = PublicResolver::new(Arc::clone(&targets.addresses), config.concurrency);
@@ -45,7 +48,7 @@ impl Sender {
             .connect_timeout(config.connect_timeout)
             .timeout(config.timeout)
             .build()?;
-        Ok(Self { http, secrets: config.secrets.clone(), targets })
+        Ok(Self { http, secrets, targets })
     }
 
     /// The next attempt of `delivery`, and for how long the receiver does not want another.
@@ -68,8 +71,12 @@ impl Sender {
     async fn send(&self, delivery: &Delivery, at: Timestamp) -> Result<Response, String> {
         // Judged again: addresses are not resolved, and what may be sent where may have changed since it was accepted.
         let url = self.targets.check(&delivery.url)?;
+        let secrets = self.secrets.of(&delivery.owner);
+        if secrets.is_empty() {
+            return Err("there is no secret to sign it with any more".into());
+        }
         let (id, timestamp) = (delivery.id.to_string(), at.as_second());
-        let signature = sign(&self.secrets, &id, timestamp, &delivery.body);
+        let signature = sign(secrets, &id, timestamp, &delivery.body);
         let request = self
             .http
             .post(url)

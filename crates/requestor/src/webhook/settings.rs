@@ -51,13 +51,8 @@ impl FromStr for Pause {
 }
 
 impl WebhooksConfig {
-    /// Whether outcomes can be sent at all: what is not signed is not sent.
-    #[must_use]
-    pub fn enabled(&self) -> bool {
-        !self.secrets.is_empty()
-    }
-
-    pub(crate) fn validate(&self, retention: Duration) -> anyhow::Result<()> {
+    /// `used` tells whether anybody has a secret.
+    pub(crate) fn validate(&self, retention: Duration, used: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.schedule.len() < ATTEMPTS_MAX,
             "webhooks.schedule: at most {ATTEMPTS_MAX} attempts are made, so give fewer pauses"
@@ -69,7 +64,7 @@ impl WebhooksConfig {
         anyhow::ensure!(!self.timeout.is_zero(), "webhooks.timeout must be more than 0");
         let longest = self.longest();
         anyhow::ensure!(
-            !self.enabled() || longest < retention,
+            !used || longest < retention,
             "operations.retention ({}h) must be longer than all of webhooks.schedule with its jitter ({}h), or an outcome \
              would be forgotten before the last attempt to deliver it; keep operations longer, or shorten the schedule",
             retention.as_secs() / 3600,

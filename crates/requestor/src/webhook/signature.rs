@@ -1,9 +1,11 @@
 //! Signatures of Standard Webhooks 1.0, scheme `v1`: HMAC-SHA256 with a shared secret.
 
+use crate::callers::CallerConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 
 /// What every secret begins with, so that it is known for one wherever it turns up.
@@ -36,7 +38,7 @@ impl Serialize for Secret {
 
 /// Reads secrets from a list, or from text with commas or line ends between them, as in a file. An error tells which
 /// one is wrong, and not what it is.
-pub(super) fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {
+pub(crate) fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Either {
@@ -52,6 +54,32 @@ pub(super) fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<
     numbered
         .map(|(number, parsed)| parsed.map_err(|error| serde::de::Error::custom(format!("secret {number}: {error}"))))
         .collect()
+}
+
+/// What the deliveries of each caller are signed with.
+#[derive(Debug)]
+pub(crate) struct Secrets {
+    /// `webhooks.secrets`.
+    all: Vec<Secret>,
+    /// Those of callers who have their own.
+    own: HashMap<String, Vec<Secret>>,
+}
+
+impl Secrets {
+    pub(crate) fn new(all: &[Secret], callers: &BTreeMap<String, CallerConfig>) -> Self {
+        let own = callers.iter().filter(|(_, caller)| !caller.webhook_secrets.is_empty());
+        let own = own.map(|(name, caller)| (name.clone(), caller.webhook_secrets.clone())).collect();
+        Self { all: all.to_vec(), own }
+    }
+
+    /// Empty if nothing can be sent for `caller`: what is not signed is not sent.
+    pub(crate) fn of(&self, caller: &str) -> &[Secret] {
+        self.own.get(caller).unwrap_or(&self.all)
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        !self.all.is_empty() || !self.own.is_empty()
+    }
 }
 
 /// The header `webhook-signature`: one signature for each secret, so that receivers may change theirs in their own time.
