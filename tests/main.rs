@@ -34,3 +34,4 @@ mod stand_in;
 mod store;
 mod validation;
 mod video;
+mod webhooks;

@@ -26,6 +26,8 @@ pub mod python;
 pub mod services;
 /// Readers of event streams, over connections that can be cut at any byte.
 pub mod streams;
+/// A receiver of webhooks.
+pub mod webhook_receiver;
 
 use std::time::Duration;
 use tokio::time::Instant;

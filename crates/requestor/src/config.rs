@@ -1,5 +1,6 @@
 use crate::callers::{self, CallerConfig, Quotas};
 use crate::rules::{Retries, Rules, RulesByKind};
+use crate::webhook::{Secrets, WebhooksConfig};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
@@ -39,6 +40,7 @@ pub struct Config {
     pub retries: Retries,
     pub redrive: RedriveConfig,
     pub cancel: CancelConfig,
+    pub webhooks: WebhooksConfig,
     pub kinds: BTreeMap<String, KindConfig>,
     #[serde(default)]
     pub pipelines: BTreeMap<String, PipelineConfig>,
@@ -245,6 +247,8 @@ impl Config {
             operations.retry_window <= RETRY_WINDOW_MAX,
             "operations.retry_window must be at most 24h: a provider's ledger may forget an outcome a day after the deadline"
         );
+        let secrets = Secrets::new(&self.webhooks.secrets, &self.callers);
+        self.webhooks.validate(operations.retention, secrets.any())?;
         anyhow::ensure!(self.retries.pause <= self.retries.pause_max, "retries.pause is above retries.pause_max");
         anyhow::ensure!(self.cancel.resend <= self.cancel.resend_max, "cancel.resend is above cancel.resend_max");
         anyhow::ensure!(!self.cancel.resend.is_zero(), "cancel.resend must be more than 0");
@@ -362,6 +366,11 @@ mod tests {
         assert!(too_long.contains("24h"), "{too_long}");
         let forgotten = refused(|config| config.operations.retention = Duration::from_secs(3600));
         assert!(forgotten.contains("retry_window"), "{forgotten}");
+        let undelivered = refused(|config| {
+            config.webhooks.secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap()];
+            config.operations.retention = Duration::from_secs(72 * 3600);
+        });
+        assert!(undelivered.contains("operations.retention (72h)") && undelivered.contains("84h"), "{undelivered}");
     }
 
     #[test]
@@ -370,7 +379,12 @@ mod tests {
         config.http.listen = "0.0.0.0:8080".parse().unwrap();
         assert!(config.validate().unwrap_err().to_string().contains("allow_anonymous"));
         let hash = callers::key::hash("key");
-        let caller = CallerConfig { key_hashes: vec![hash], admin: false, quotas: Default::default() };
+        let caller = CallerConfig {
+            key_hashes: vec![hash],
+            admin: false,
+            quotas: Default::default(),
+            webhook_secrets: Vec::new(),
+        };
         config.callers.insert("ada".into(), caller.clone());
         config.validate().unwrap();
         config.callers.insert("bob".into(), caller.clone());

@@ -11,6 +11,7 @@ use crate::config::HttpConfig;
 use crate::http::Error;
 use crate::operation::ANONYMOUS;
 use crate::store::Scope;
+use crate::webhook::{Secret, secrets};
 use quotas::Rate;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,8 @@ pub struct CallerConfig {
     pub key_hashes: Vec<String>,
     #[serde(default)]
     pub admin: bool,
+    #[serde(default, deserialize_with = "secrets")]
+    pub webhook_secrets: Vec<Secret>,
     #[serde(default)]
     pub quotas: OwnQuotas,
 }

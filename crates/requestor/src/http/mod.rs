@@ -1,6 +1,7 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
 mod auth;
+mod callback;
 mod control;
 mod error;
 mod etag;
@@ -11,7 +12,7 @@ mod pages;
 mod prefer;
 mod reading;
 mod requests;
-mod view;
+pub(crate) mod view;
 
 use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
@@ -21,6 +22,7 @@ use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
 use crate::watch::{Subject, Watch};
+use crate::webhook::{Secrets, Targets};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -63,6 +65,8 @@ struct Inner {
     /// WebSockets that are open.
     sockets: TaskTracker,
     pages: SharedPages,
+    secrets: Arc<Secrets>,
+    targets: Arc<Targets>,
     shutdown: CancellationToken,
 }
 
@@ -71,6 +75,7 @@ impl App {
         config: &Config,
         kinds: Kinds,
         (store, gateway, watch, pace): (Store, Gateway, Watch, Pace),
+        (secrets, targets): (Arc<Secrets>, Arc<Targets>),
         shutdown: CancellationToken,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -88,6 +93,8 @@ impl App {
             pace,
             sockets: TaskTracker::new(),
             pages: SharedPages::default(),
+            secrets,
+            targets,
             shutdown,
         }))
     }

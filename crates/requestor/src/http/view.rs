@@ -1,5 +1,6 @@
 use super::App;
 use super::auth::Caller;
+use super::callback::{DeliveryView, WebhookView};
 use super::error::Error;
 use super::etag;
 use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
@@ -21,7 +22,7 @@ pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("rateli
 /// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct OperationView<'a> {
+pub(crate) struct OperationView<'a> {
     id: OperationId,
     /// Absent while nobody has a key.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,10 +56,12 @@ pub(super) struct OperationView<'a> {
     error: Option<&'a Problem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     late_outcome: Option<&'a LateOutcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<WebhookView<'a>>,
 }
 
 impl<'a> OperationView<'a> {
-    pub(super) fn new(operation: &'a Operation, url: &str) -> Self {
+    pub(crate) fn new(operation: &'a Operation, url: &str) -> Self {
         let progress = match &operation.state {
             State::Running(progress) => Some(progress),
             State::NotStarted | State::Succeeded | State::Failed(_) | State::Canceled(_) => None,
@@ -86,7 +89,15 @@ impl<'a> OperationView<'a> {
             result_location: succeeded.then(|| format!("{url}/result")),
             error: operation.error(),
             late_outcome: operation.late_outcome.as_ref(),
+            webhook: operation.callback.as_ref().map(|callback| WebhookView::new(&callback.url)),
         }
+    }
+
+    fn with_deliveries(mut self, deliveries: Vec<DeliveryView>) -> Self {
+        if let Some(webhook) = &mut self.webhook {
+            webhook.deliveries = deliveries;
+        }
+        self
     }
 }
 
@@ -110,8 +121,20 @@ impl App {
         operation: &Operation,
         headers: &HeaderMap,
     ) -> Response {
+        self.operation_with_deliveries(status, operation, Vec::new(), headers)
+    }
+
+    /// The same, with what became of its webhooks.
+    pub(super) fn operation_with_deliveries(
+        &self,
+        status: StatusCode,
+        operation: &Operation,
+        deliveries: Vec<DeliveryView>,
+        headers: &HeaderMap,
+    ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let body = Bytes::from(serde_json::to_vec(&OperationView::new(operation, &url)).unwrap_or_default());
+        let view = OperationView::new(operation, &url).with_deliveries(deliveries);
+        let body = Bytes::from(serde_json::to_vec(&view).unwrap_or_default());
         let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], body.clone()).into_response();
         if status == StatusCode::OK {
             etag::mark(&mut response, &body);

@@ -126,7 +126,8 @@ impl Store {
                 for id in &ids {
                     connection.prepare_cached(FORGET)?.execute([id])?;
                     let bytes = |table| content_bytes(connection, table, OperationId(*id));
-                    forget(connection, OperationId(*id), bytes("requests")? + bytes("results")?, keep)?;
+                    let bytes = bytes("requests")? + bytes("results")? + bytes("webhooks")?;
+                    forget(connection, OperationId(*id), bytes, keep)?;
                     for table in TABLES {
                         connection.prepare_cached(&format!("delete from {table} where id = ?1"))?.execute([id])?;
                     }

@@ -5,6 +5,7 @@ mod log;
 mod owners;
 mod sqlite;
 mod tables;
+mod webhooks;
 
 pub use log::{LogOfAll, LoggedEvent, Lost, OpenOperations, OperationLog};
 pub use sqlite::Store;

@@ -1,8 +1,10 @@
 use super::owners::use_more;
 use super::tables::{content_bytes, from_row, load, load_content, migrations, save, save_content, save_entry};
+use super::webhooks::save_delivery;
 use super::{Applied, Changed, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
+use crate::webhook::Delivery;
 use jiff::Timestamp;
 use rusqlite::{Connection, ToSql};
 use shared::database::Sqlite;
@@ -145,8 +147,13 @@ impl Store {
                     }
                     _ => {}
                 }
+                let delivery = match &change {
+                    Change::Ended(result) => Delivery::of(&operation, result.as_ref()),
+                    _ => None,
+                };
+                let webhook_bytes = delivery.map(|it| save_delivery(connection, &it, now)).transpose()?;
                 let opened = i64::from(!operation.has_ended()) - i64::from(open);
-                use_more(connection, &operation.owner, opened, bytes)?;
+                use_more(connection, &operation.owner, opened, bytes + webhook_bytes.unwrap_or_default())?;
                 Ok(Some(Applied { operation, change }))
             })
             .await

@@ -111,14 +111,44 @@ insert into events_forgotten values (0);
 create index operations_open on operations (owner, id) where status < 2;
 ";
 
-/// All tables that have rows of an operation.
-pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
+// A delivery is numbered by the version of its operation that it tells of. The index leads from host to host, so that
+// a host with many deliveries that wait does not hold up the others'.
+const WEBHOOKS: &str = "
+alter table operations add column callback text;
+create table webhooks (
+    id blob not null,
+    number integer not null,
+    owner text not null,
+    url text not null,
+    host text not null,
+    type text not null,
+    body blob not null,
+    state text not null,
+    attempts integer not null,
+    next_at integer,
+    primary key (id, number)
+) strict;
+create index webhooks_due on webhooks (host, next_at) where next_at is not null;
+create table webhook_attempts (
+    id blob not null,
+    number integer not null,
+    attempt integer not null,
+    at integer not null,
+    milliseconds integer not null,
+    status integer,
+    error text,
+    primary key (id, number, attempt)
+) strict, without rowid;
+";
 
-const INSERT: &str = "insert into operations (id, owner, kind, created_at, priority, traceparent, steps, status, updated_at,
+/// All tables that have rows of an operation.
+pub(super) const TABLES: [&str; 6] = ["operations", "requests", "results", "events", "webhooks", "webhook_attempts"];
+
+const INSERT: &str = "insert into operations (id, owner, kind, created_at, priority, traceparent, steps, callback, status, updated_at,
         deadline, ended_at, expires_at, asks, step, position, attempt, attempts_before, version, progress_attempt,
         progress_sequence, percent, message, error, late_outcome, last_problem, sends, next_send_at, cancel_requested,
         cancels, next_cancel_at, events)
-    values (:id, :owner, :kind, :created_at, :priority, :traceparent, :steps, :status, :updated_at,
+    values (:id, :owner, :kind, :created_at, :priority, :traceparent, :steps, :callback, :status, :updated_at,
         :deadline, :ended_at, :expires_at, :asks, :step, :position, :attempt, :attempts_before, :version, :progress_attempt,
         :progress_sequence, :percent, :message, :error, :late_outcome, :last_problem, :sends, :next_send_at, :cancel_requested,
         :cancels, :next_cancel_at, :events)";
@@ -139,6 +169,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(OWNERS),
         M::up(KEYS_QUOTAS_FORGOTTEN),
         M::up(EVENT_SEQUENCE),
+        M::up(WEBHOOKS),
     ])
 }
 
@@ -184,8 +215,8 @@ pub(super) fn save_content(
 
 /// How large the body in `table` is; SQLite does not read it for that.
 pub(super) fn content_bytes(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<i64> {
-    let sql = format!("select length(body) from {table} where id = ?1");
-    Ok(connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0)).optional()?.unwrap_or_default())
+    let sql = format!("select coalesce(sum(length(body)), 0) from {table} where id = ?1");
+    connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0))
 }
 
 pub(super) fn save_entry(connection: &Connection, operation: &Operation, entry: &Entry) -> rusqlite::Result<()> {
@@ -210,6 +241,7 @@ pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) ->
     let late_outcome = operation.late_outcome.as_ref().map(json).transpose()?;
     let last_problem = operation.last_problem.as_ref().map(json).transpose()?;
     let steps = Some(&operation.steps).filter(|steps| !steps.is_empty()).map(json).transpose()?;
+    let callback = operation.callback.as_ref().map(json).transpose()?;
     let mut statement = connection.prepare_cached(if new { INSERT } else { UPDATE })?;
     let changing = named_params! {
         ":id": operation.id.0, ":status": status_number(operation), ":updated_at": operation.updated_at.as_millisecond(),
@@ -226,7 +258,7 @@ pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) ->
     };
     let fixed = named_params! {
         ":owner": operation.owner, ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
-        ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps,
+        ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps, ":callback": callback,
     };
     let parameters = if new { [changing, fixed].concat() } else { changing.to_vec() };
     statement.execute(&parameters[..])?;
@@ -237,6 +269,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
     let late_outcome: Option<String> = row.get("late_outcome")?;
     let last_problem: Option<String> = row.get("last_problem")?;
     let steps: Option<String> = row.get("steps")?;
+    let callback: Option<String> = row.get("callback")?;
     Ok(Operation {
         id: OperationId(row.get("id")?),
         owner: row.get("owner")?,
@@ -256,6 +289,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
         version: row.get("version")?,
         priority: row.get("priority")?,
         traceparent: row.get("traceparent")?,
+        callback: callback.and_then(|text| serde_json::from_str(&text).ok()),
         cancel_requested: row.get("cancel_requested")?,
         cancels: row.get("cancels")?,
         next_cancel_at: row.get::<_, Option<i64>>("next_cancel_at")?.map(time).transpose()?,
@@ -298,7 +332,7 @@ fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::ANONYMOUS;
+    use crate::operation::{ANONYMOUS, Callback};
 
     #[test]
     fn operations_of_the_first_version_are_read_as_they_were() {
@@ -333,6 +367,7 @@ mod tests {
         let pair = Operation::new("pair", Timestamp::now(), minute, minute).through(&["a".into(), "b".into()]);
         let mut operation = pair.owned_by("me");
         (operation.priority, operation.traceparent) = (Some(3), Some("00-ab-cd-01".into()));
+        operation.callback = Some(Callback { url: "https://example.com/".into(), base_url: "http://me".into() });
         save(&connection, &operation, true).unwrap();
         assert_eq!(load(&connection, &Scope::All, operation.id).unwrap().as_ref(), Some(&operation));
         assert_eq!(load(&connection, &Scope::Of("me".into()), operation.id).unwrap().as_ref(), Some(&operation));
