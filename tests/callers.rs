@@ -63,6 +63,7 @@ async fn with_keys_nobody_is_served_without_one_but_who_watches_the_service() {
         ("POST", "/v1/requests/echo".into()),
         ("POST", "/v1/call/echo".into()),
         ("GET", "/v1/operations".into()),
+        ("GET", "/v1/events".into()),
     ]);
     for (method, path) in &all {
         for authorization in ["", "Bearer", "Bearer nope", "Basic YWRhOg==", "Bearer ="] {

@@ -49,13 +49,10 @@ impl AsyncRead for Connection {
         if self.left == 0 {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let mut limited = into.take(self.left);
+        let size = into.remaining().min(self.left);
+        let mut limited = ReadBuf::new(into.initialize_unfilled_to(size));
         ready!(Pin::new(&mut self.stream).poll_read(context, &mut limited))?;
         let read = limited.filled().len();
-        let initialized = limited.initialized().len();
-        // They are the same bytes, read through a shorter view of the buffer.
-        drop(limited);
-        into.initialize_unfilled_to(initialized);
         into.advance(read);
         self.left -= read;
         Poll::Ready(Ok(()))
@@ -107,8 +104,9 @@ impl ServerSent {
     pub async fn open(caller: &Caller, path: &str, begin: Begin) -> io::Result<Self> {
         let mut connection = Connection::open(caller, begin).await?;
         let last = begin.after.map(|after| format!("Last-Event-ID: {after}\r\n")).unwrap_or_default();
-        let host = address(caller);
-        let head = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: text/event-stream\r\n{last}\r\n");
+        let (host, key) = (address(caller), caller.key());
+        let key = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
+        let head = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: text/event-stream\r\n{key}{last}\r\n");
         connection.write_all(head.as_bytes()).await?;
         let mut opened = Self { reader: BufReader::new(connection), status: 0, head: String::new(), retry: None };
         loop {
@@ -186,7 +184,10 @@ impl Socket {
     /// When the connection cannot be made, is cut, or is refused.
     pub async fn open(caller: &Caller, path: &str, begin: Begin) -> tungstenite::Result<Self> {
         let connection = Connection::open(caller, begin).await?;
-        let request = format!("ws://{}{path}", address(caller)).into_client_request()?;
+        let mut request = format!("ws://{}{path}", address(caller)).into_client_request()?;
+        if let Some(key) = caller.key() {
+            request.headers_mut().insert("authorization", format!("Bearer {key}").parse()?);
+        }
         let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER);
         let (socket, _) = tokio_tungstenite::client_async_with_config(request, connection, Some(config)).await?;
         let mut socket = Self(socket);

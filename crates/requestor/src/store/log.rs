@@ -73,7 +73,7 @@ const OF_OPERATION: &str = "select e.*, o.kind from events e cross join operatio
     where e.id = ?1 and e.number > ?2 order by e.number limit ?3";
 const OF_SCOPE: &str = "select e.*, o.kind from events e cross join operations o on o.id = e.id
     where {scope} and e.sequence > ?2 order by e.sequence limit ?3";
-const BEYOND: &str = "select 1 from events e where {scope} and e.sequence > ?2 limit 1 offset ?3";
+const BEYOND: &str = "select 1 from events where owner = ?1 and sequence > ?2 limit 1 offset ?3";
 const OPEN: &str = "select * from operations e where {scope} and e.status < 2 order by e.id desc limit ?2";
 
 impl Store {
@@ -119,11 +119,12 @@ impl Store {
                 let mut statement = transaction.prepare_cached(&scoped(OF_SCOPE, &scope))?;
                 let rows = statement.query_map(params![scope.owner(), after, limit], event_from_row)?;
                 let events = rows.collect::<Result<Vec<_>, _>>()?;
-                let behind = || match behind_max.filter(|_| events.len() == limit) {
-                    Some(max) => {
-                        transaction.prepare_cached(&scoped(BEYOND, &scope))?.exists(params![scope.owner(), after, max])
-                    }
-                    None => Ok(false),
+                let behind = || match (behind_max, scope.owner()) {
+                    // Most often there are not so many at all.
+                    (Some(max), _) if known.saturating_sub(after) <= max as u64 => Ok(false),
+                    (Some(max), Some(owner)) => transaction.prepare_cached(BEYOND)?.exists(params![owner, after, max]),
+                    (Some(_), None) => Ok(true),
+                    (None, _) => Ok(false),
                 };
                 let lost = if after > known {
                     Some(Lost::Unknown)
