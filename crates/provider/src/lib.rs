@@ -46,10 +46,10 @@ pub use handler::Failure;
 pub use ledger::Transaction;
 /// The database library of transactional handlers.
 pub use rusqlite;
-pub use shared::message::Content;
-pub use shared::problem::Problem;
 /// The library that makes a JSON Schema of a type, for [`Builder::describe`].
 pub use schemars;
+pub use shared::message::Content;
+pub use shared::problem::Problem;
 
 use anyhow::Context as _;
 use handler::Handler;

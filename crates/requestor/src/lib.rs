@@ -45,8 +45,10 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationTo
 async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     shared::telemetry::init_metrics();
     let store = Store::open(config.store.url.expose(), config.rules()).context("store")?;
+    kinds.restore(store.announced().await.context("store")?);
+    kinds.check_references()?;
     let (watch, pace) = (Watch::default(), Pace::default());
-    let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());
+    let (gateway, queues) = Gateway::new(&config, kinds.clone(), store.clone(), watch.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
     let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());

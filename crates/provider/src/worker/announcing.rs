@@ -67,9 +67,11 @@ impl Worker {
 
     /// Says that no more requests are taken here.
     pub(super) async fn leave(&self) {
-        let last_words = self.0.announcements.iter().filter_map(|announcement| {
-            Announcement { leaving: true, ..announcement.clone() }.to_message().ok()
-        });
+        let last_words = self
+            .0
+            .announcements
+            .iter()
+            .filter_map(|announcement| Announcement { leaving: true, ..announcement.clone() }.to_message().ok());
         let published = join_all(last_words.map(|message| self.0.publisher.publish(message)));
         if tokio::time::timeout(LEAVE_TIMEOUT, published).await.is_err() {
             tracing::debug!("nobody was told that this provider leaves");

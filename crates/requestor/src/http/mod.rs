@@ -4,6 +4,7 @@ mod auth;
 mod control;
 mod error;
 mod events;
+mod kinds;
 mod operations;
 mod prefer;
 mod requests;
@@ -126,6 +127,8 @@ pub(crate) fn router(app: App) -> Router {
     let broker = app.0.gateway.subscribe();
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/kinds", get(kinds::list))
+        .route("/v1/kinds/{kind}", get(kinds::show))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))

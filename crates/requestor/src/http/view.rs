@@ -1,5 +1,6 @@
 use super::App;
 use super::auth::Caller;
+use crate::kinds::Kinds;
 use crate::operation::{LateOutcome, Operation, State};
 use crate::store::status_name;
 use axum::Json;
@@ -10,6 +11,7 @@ use serde::Serialize;
 use shared::http::problem_response;
 use shared::message::{Content, OperationId, Progress};
 use shared::problem::Problem;
+use std::borrow::Cow;
 
 pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -26,7 +28,9 @@ pub(super) struct OperationView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     percent_complete: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
+    message: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    providers_seen: Option<usize>,
     step: u32,
     step_kind: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,7 +68,8 @@ impl<'a> OperationView<'a> {
             created_at: operation.created_at,
             last_updated_at: operation.updated_at,
             percent_complete: if succeeded { Some(100.0) } else { percent(operation, progress) },
-            message: progress.and_then(|progress| progress.message.as_deref()),
+            message: progress.and_then(|progress| progress.message.as_deref()).map(Cow::Borrowed),
+            providers_seen: None,
             step: operation.step,
             step_kind: &operation.asks,
             position: (!operation.steps.is_empty()).then_some(operation.position),
@@ -79,6 +84,20 @@ impl<'a> OperationView<'a> {
             error: operation.error(),
             late_outcome: operation.late_outcome.as_ref(),
         }
+    }
+
+    /// The same, with how many providers of what it asks for were seen lately: of interest while it is open.
+    pub(super) fn with_providers(mut self, kinds: &Kinds, operation: &Operation) -> Self {
+        if operation.has_ended() {
+            return self;
+        }
+        let (seen, _) = kinds.providers(&operation.asks, Timestamp::now());
+        self.providers_seen = Some(seen);
+        if seen == 0 && operation.state == State::NotStarted {
+            let asks = &operation.asks;
+            self.message = Some(format!("no provider of {asks} was seen lately; the request waits for one").into());
+        }
+        self
     }
 }
 
@@ -103,7 +122,8 @@ impl App {
         headers: &HeaderMap,
     ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let mut response = (status, Json(OperationView::new(operation, &url))).into_response();
+        let view = OperationView::new(operation, &url).with_providers(&self.0.kinds, operation);
+        let mut response = (status, Json(view)).into_response();
         if !operation.has_ended() {
             let seconds = self.0.pace.retry_after(operation, Timestamp::now());
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

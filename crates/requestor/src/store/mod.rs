@@ -1,9 +1,11 @@
 //! Where operations are kept. The only place with SQL.
 
+mod announced;
 mod due;
 mod sqlite;
 mod tables;
 
+pub(crate) use announced::AnnouncedRow;
 pub use sqlite::Store;
 
 use crate::operation::{Change, Operation};

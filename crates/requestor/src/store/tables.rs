@@ -94,7 +94,7 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS), M::up(OWNERS)])
+    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS), M::up(OWNERS), M::up(super::announced::CREATE)])
 }
 
 /// An operation's number in the column `status`, which is also its place among the statuses' names.
@@ -243,9 +243,13 @@ fn state_from_row(row: &Row<'_>) -> rusqlite::Result<State> {
     })
 }
 
-fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
-    Timestamp::from_millisecond(milliseconds)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, FromSqlError::other(error).into()))
+pub(super) fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_millisecond(milliseconds).map_err(column_error)
+}
+
+/// That a column holds what it cannot.
+pub(super) fn column_error(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, FromSqlError::other(error).into())
 }
 
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {

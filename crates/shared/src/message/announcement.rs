@@ -125,8 +125,7 @@ impl Announcement {
         if delivery.data.len() > ANNOUNCEMENT_BYTES_MAX {
             return Err(too_large(delivery.data.len()));
         }
-        let read: Self =
-            json::read(&delivery.data).map_err(|error| Unreadable(format!("no announcement: {error}")))?;
+        let read: Self = json::read(&delivery.data).map_err(|error| Unreadable(format!("no announcement: {error}")))?;
         read.check()?;
         Ok(read)
     }

@@ -81,7 +81,8 @@ fn properties() -> impl Strategy<Value = BasicProperties> {
 }
 
 fn delivery() -> impl Strategy<Value = Delivery> {
-    let announced = r#"\{"kind":"[a-z.#]{0,9}","group":"[a-z]{0,3}","instance":"[^"]{0,70}","concurrency":[0-9]{1,6}\}"#;
+    let announced =
+        r#"\{"kind":"[a-z.#]{0,9}","group":"[a-z]{0,3}","instance":"[^"]{0,70}","concurrency":[0-9]{1,6}\}"#;
     let bodies = prop_oneof![
         any::<Vec<u8>>(),
         r#"\{"message":"[^"]{0,300}"\}|[\[{]{0,300}"#.prop_map(String::into_bytes),
