@@ -1,32 +1,22 @@
-//! Who asks.
+//! Learns from a request who asks.
 
 use super::App;
 use super::error::Error;
-use crate::operation::ANONYMOUS;
-use crate::store::Scope;
+pub(crate) use crate::callers::Caller;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use std::sync::Arc;
-
-/// Who asks. A handler that takes this cannot be reached by anybody else.
-#[derive(Clone, Debug)]
-pub(crate) struct Caller {
-    pub(crate) name: Arc<str>,
-    /// Whether everybody's operations can be seen, canceled and retried.
-    pub(crate) admin: bool,
-}
-
-impl Caller {
-    /// Whose operations the caller may see.
-    pub(crate) fn scope(&self) -> Scope {
-        if self.admin { Scope::All } else { Scope::Of(Arc::clone(&self.name)) }
-    }
-}
+use axum::http::{HeaderMap, header};
 
 impl FromRequestParts<App> for Caller {
     type Rejection = Error;
 
-    async fn from_request_parts(_: &mut Parts, _: &App) -> Result<Self, Error> {
-        Ok(Self { name: ANONYMOUS.into(), admin: true })
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        app.0.callers.with_key(bearer(&parts.headers)).ok_or_else(Error::unauthorized)
     }
+}
+
+/// The key in `Authorization: Bearer KEY` (RFC 6750 section 2.1).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
 }

@@ -2,7 +2,7 @@ use super::App;
 use super::auth::Caller;
 use super::error::Error;
 use super::operations::parse_id;
-use super::requests::timeout;
+use super::reading::timeout;
 use super::view::insert;
 use crate::operation::{Change, Event, Operation, RetryRefused};
 use axum::extract::{Path, State};
@@ -49,8 +49,9 @@ pub(super) async fn retry(
 }
 
 async fn apply(app: &App, caller: &Caller, id: &str, event: Event) -> Result<(Operation, Change), Error> {
-    let applied = app.0.store.apply_in(caller.scope(), parse_id(id)?, event, Timestamp::now()).await?;
-    let applied = applied.ok_or_else(Error::not_found)?;
+    let id = parse_id(id)?;
+    let applied = app.0.store.apply_in(caller.scope(), id, event, Timestamp::now()).await?;
+    let Some(applied) = applied else { return Err(app.missing(caller, id).await) };
     if applied.change != Change::None {
         app.0.gateway.changed(&applied.operation, &applied.change);
     }

@@ -1,26 +1,33 @@
 use super::App;
 use super::auth::Caller;
+use super::error::Error;
+use super::etag;
 use crate::kinds::Kinds;
-use crate::operation::{LateOutcome, Operation, State};
+use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
 use crate::store::status_name;
-use axum::Json;
+use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::http::problem_response;
-use shared::message::{Content, OperationId, Progress};
+use shared::message::{self, Content, OperationId, Progress};
 use shared::problem::Problem;
 use std::borrow::Cow;
 
 pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OperationView<'a> {
     id: OperationId,
+    /// Absent while nobody has a key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
     kind: &'a str,
     status: &'static str,
     created_at: Timestamp,
@@ -63,6 +70,7 @@ impl<'a> OperationView<'a> {
         let succeeded = operation.state == State::Succeeded;
         Self {
             id: operation.id,
+            owner: Some(operation.owner.as_str()).filter(|owner| *owner != ANONYMOUS),
             kind: &operation.kind,
             status: status_name(operation),
             created_at: operation.created_at,
@@ -86,16 +94,14 @@ impl<'a> OperationView<'a> {
         }
     }
 
-    /// The same, with how many providers of what it asks for were seen lately: of interest while it is open.
+    /// The same, with how many providers of what it asks for were seen lately: of interest until one has begun.
     pub(super) fn with_providers(mut self, kinds: &Kinds, operation: &Operation) -> Self {
-        if operation.has_ended() {
-            return self;
-        }
-        let (seen, _) = kinds.providers(&operation.asks, Timestamp::now());
-        self.providers_seen = Some(seen);
-        if seen == 0 && operation.state == State::NotStarted {
+        if operation.state == State::NotStarted {
+            let (seen, _) = kinds.providers(&operation.asks, Timestamp::now());
             let asks = &operation.asks;
-            self.message = Some(format!("no provider of {asks} was seen lately; the request waits for one").into());
+            let nobody = || format!("no provider of {asks} was seen lately; the request waits for one").into();
+            self.providers_seen = Some(seen);
+            self.message = (seen == 0).then(nobody);
         }
         self
     }
@@ -123,7 +129,11 @@ impl App {
     ) -> Response {
         let url = self.operation_url(headers, operation.id);
         let view = OperationView::new(operation, &url).with_providers(&self.0.kinds, operation);
-        let mut response = (status, Json(view)).into_response();
+        let body = serde_json::to_vec(&view).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], Bytes::from(body.clone())).into_response();
+        if status == StatusCode::OK {
+            etag::mark(&mut response, &body);
+        }
         if !operation.has_ended() {
             let seconds = self.0.pace.retry_after(operation, Timestamp::now());
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
@@ -133,17 +143,14 @@ impl App {
     }
 
     /// The result of an operation that has ended, or the problem that it ended with.
-    pub(super) async fn outcome_response(
-        &self,
-        caller: &Caller,
-        operation: &Operation,
-    ) -> Result<Response, super::error::Error> {
+    pub(super) async fn outcome_response(&self, caller: &Caller, operation: &Operation) -> Result<Response, Error> {
         if let Some(problem) = operation.error() {
             return Ok(problem_response(problem));
         }
-        let content =
-            self.0.store.result(caller.scope(), operation.id).await?.ok_or_else(super::error::Error::not_found)?;
-        Ok(content_response(content))
+        match self.0.store.result(caller.scope(), operation.id).await? {
+            Some(content) => Ok(content_response(content)),
+            None => Err(self.missing(caller, operation.id).await),
+        }
     }
 }
 

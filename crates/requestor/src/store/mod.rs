@@ -2,6 +2,7 @@
 
 mod announced;
 mod due;
+mod owners;
 mod sqlite;
 mod tables;
 
@@ -10,7 +11,7 @@ pub use sqlite::Store;
 
 use crate::operation::{Change, Operation};
 use jiff::Timestamp;
-use shared::message::OperationId;
+use shared::message::{Content, OperationId};
 use std::sync::Arc;
 
 pub use shared::database::DatabaseError as StoreError;
@@ -45,6 +46,52 @@ pub struct Filter {
     pub before: Option<OperationId>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// An operation to be stored.
+#[derive(Clone, Debug)]
+pub struct NewOperation {
+    /// The operation.
+    pub operation: Operation,
+    /// Its request.
+    pub request: Content,
+    /// What its owner will know it by if the answer is lost.
+    pub key: Option<IdempotencyKey>,
+    /// What its owner may have.
+    pub room: Room,
+}
+
+/// A key that an owner uses for one request only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The key.
+    pub key: String,
+    /// Tells the request from others.
+    pub fingerprint: Vec<u8>,
+}
+
+/// How much of an owner's the store takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Operations that have not ended.
+    pub open_max: u64,
+    /// Bytes of requests, results and records.
+    pub bytes_max: u64,
+}
+
+/// What came of a new operation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// It is stored.
+    New,
+    /// Its request was stored before with its key, as this operation.
+    Before(Box<Operation>),
+    /// Its key was used for another request.
+    OtherPayload,
+    /// Its owner has as many open operations as there may be.
+    TooManyOpen,
+    /// It would take more bytes than its owner may have.
+    TooManyBytes,
 }
 
 /// What applying an event did.

@@ -1,3 +1,4 @@
+use super::owners::use_more;
 use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
 use super::{Applied, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
@@ -23,21 +24,6 @@ impl Store {
     pub fn open(url: &str, rules: RulesByKind) -> anyhow::Result<Self> {
         let database = Sqlite::open(url, &migrations())?;
         Ok(Self { database, rules: Arc::new(rules) })
-    }
-
-    /// Stores a new operation with its request. When this returns, it is durable.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then nothing is stored.
-    pub async fn create(&self, mut operation: Operation, request: Content) -> Result<(), StoreError> {
-        self.database
-            .write(move |connection| {
-                let entry = operation.record_created();
-                save(connection, &operation, true)?;
-                save_entry(connection, operation.id, &entry)?;
-                save_content(connection, "requests", operation.id, &request)
-            })
-            .await
     }
 
     /// The operation, if there is one in `scope`.
@@ -114,7 +100,7 @@ impl Store {
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
-                let rules = rules.draw(&operation.asks);
+                let (rules, open) = (rules.draw(&operation.asks), !operation.has_ended());
                 let change = operation.apply(event, now, &rules);
                 let entry = operation.record(&change, now, rules.events_max);
                 if change != Change::None {
@@ -123,11 +109,13 @@ impl Store {
                 if let Some(entry) = entry {
                     save_entry(connection, id, &entry)?;
                 }
-                match &change {
+                let bytes = match &change {
                     Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
                     Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
-                    _ => {}
-                }
+                    _ => 0,
+                };
+                let opened = i64::from(!operation.has_ended()) - i64::from(open);
+                use_more(connection, &operation.owner, opened, bytes)?;
                 Ok(Some(Applied { operation, change }))
             })
             .await

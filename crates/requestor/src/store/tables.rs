@@ -72,6 +72,20 @@ alter table operations add column owner text not null default 'anonymous';
 create index operations_by_owner on operations (owner, id);
 ";
 
+// A key is unique for its owner, and goes with its operation. What is used of the quotas is counted in the commit that
+// uses it. Ids of forgotten operations are numbered, so that the oldest can be told without a date.
+const KEYS_QUOTAS_FORGOTTEN: &str = "
+alter table operations add column idempotency_key text;
+alter table operations add column fingerprint blob;
+create unique index operations_by_key on operations (owner, idempotency_key) where idempotency_key is not null;
+create table used (owner text primary key, open integer not null, bytes integer not null) strict, without rowid;
+insert into used select owner, sum(status < 2), sum(1024
+    + coalesce((select length(body) from requests where requests.id = operations.id), 0)
+    + coalesce((select length(body) from results where results.id = operations.id), 0))
+    from operations group by owner;
+create table forgotten (number integer primary key, id blob not null unique, owner text not null) strict;
+";
+
 /// All tables that have rows of an operation.
 pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
 
@@ -94,7 +108,8 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS), M::up(OWNERS), M::up(super::announced::CREATE)])
+    let texts = [CREATE, CANCELS_STEPS_EVENTS, OWNERS, KEYS_QUOTAS_FORGOTTEN, super::announced::CREATE];
+    Migrations::new(texts.map(M::up).to_vec())
 }
 
 /// An operation's number in the column `status`, which is also its place among the statuses' names.
@@ -123,18 +138,26 @@ pub(super) fn load_content(connection: &Connection, table: &str, id: OperationId
         .optional()
 }
 
+/// Saves it in the place of what is there; how many bytes that is more.
 pub(super) fn save_content(
     connection: &Connection,
     table: &str,
     id: OperationId,
     content: &Content,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<i64> {
+    let before = content_bytes(connection, table, id)?;
     connection.prepare_cached(&format!("insert or replace into {table} values (?1, ?2, ?3)"))?.execute(params![
         id.0,
         content.content_type,
         &content.body[..]
     ])?;
-    Ok(())
+    Ok(content.body.len() as i64 - before)
+}
+
+/// How large the body in `table` is; SQLite does not read it for that.
+pub(super) fn content_bytes(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<i64> {
+    let sql = format!("select length(body) from {table} where id = ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0)).optional()?.unwrap_or_default())
 }
 
 pub(super) fn save_entry(connection: &Connection, id: OperationId, entry: &Entry) -> rusqlite::Result<()> {
