@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
 use shared::http::ServerLimits;
+use shared::message::ANNOUNCEMENT_BYTES_MAX;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub broker: BrokerConfig,
     pub replies: RepliesConfig,
+    pub announcements: AnnouncementsConfig,
     pub store: StoreConfig,
     pub operations: OperationsConfig,
     #[serde(default)]
@@ -84,6 +86,22 @@ pub struct StreamsConfig {
 pub struct RepliesConfig {
     #[serde(deserialize_with = "list")]
     pub users: Vec<String>,
+}
+
+/// The section `[announcements]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct AnnouncementsConfig {
+    pub kinds_max: usize,
+    pub providers_max: usize,
+    pub schema_bytes_max: usize,
+    #[serde(with = "duration")]
+    pub lease_max: Duration,
+    #[serde(with = "duration")]
+    pub keep_providers: Duration,
+    #[serde(with = "duration")]
+    pub keep_kinds: Duration,
 }
 
 /// The section `[store]`.
@@ -249,6 +267,11 @@ impl Config {
         );
         let secrets = Secrets::new(&self.webhooks.secrets, &self.callers);
         self.webhooks.validate(operations.retention, secrets.any())?;
+        let kept = &self.announcements;
+        anyhow::ensure!(
+            kept.schema_bytes_max * 2 < ANNOUNCEMENT_BYTES_MAX,
+            "announcements.schema_bytes_max must be less than half of an announcement's {ANNOUNCEMENT_BYTES_MAX} bytes"
+        );
         anyhow::ensure!(self.retries.pause <= self.retries.pause_max, "retries.pause is above retries.pause_max");
         anyhow::ensure!(self.cancel.resend <= self.cancel.resend_max, "cancel.resend is above cancel.resend_max");
         anyhow::ensure!(!self.cancel.resend.is_zero(), "cancel.resend must be more than 0");
@@ -270,8 +293,8 @@ impl Config {
                 "kinds.{kind}.fallback leads in a circle: {fallback} comes again"
             );
             anyhow::ensure!(
-                self.kinds.contains_key(fallback),
-                "kinds.{kind}.fallback leads to {fallback:?}, which is not one of the kinds"
+                topology::is_kind(fallback) && !self.pipelines.contains_key(fallback),
+                "kinds.{kind}.fallback leads to {fallback:?}, which cannot be a kind"
             );
             seen.push(fallback);
         }
@@ -287,8 +310,8 @@ impl Config {
         );
         for step in &pipeline.steps {
             anyhow::ensure!(
-                self.kinds.contains_key(step),
-                "pipelines.{name}.steps: {step:?} is not one of the kinds (a pipeline cannot be a step)"
+                topology::is_kind(step) && !self.pipelines.contains_key(step),
+                "pipelines.{name}.steps: {step:?} cannot be a kind (a pipeline cannot be a step)"
             );
         }
         let timeout = pipeline.timeout.unwrap_or(self.operations.timeout);
@@ -354,9 +377,9 @@ mod tests {
         });
         assert!(circle.contains("circle"), "{circle}");
         let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
-        fall_back(&mut config, "echo", "nope");
+        fall_back(&mut config, "echo", "video.publish");
         assert!(config.validate().unwrap_err().to_string().contains("kinds.echo.fallback"));
-        for (steps, hint) in [(&[][..], "1 to 32"), (&["nope"], "nope"), (&["twice"], "cannot be a step")] {
+        for (steps, hint) in [(&[][..], "1 to 32"), (&["No"], "cannot be"), (&["twice"], "cannot be a step")] {
             let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
             config.pipelines.insert("twice".into(), pipeline(steps));
             let error = config.validate().unwrap_err().to_string();

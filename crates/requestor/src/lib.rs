@@ -54,7 +54,9 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     let committed = watch.clone();
     let committed = move |changes| committed.notify(changes);
     let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
-    let (gateway, queues) = Gateway::new(&config, store.clone(), pace.clone());
+    kinds.restore(store.announced().await.context("store")?);
+    kinds.check_references()?;
+    let (gateway, queues) = Gateway::new(&config, kinds.clone(), store.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
     let targets = Arc::new(Targets::new(&config.webhooks)?);

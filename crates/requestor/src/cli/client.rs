@@ -126,6 +126,12 @@ impl Client {
         self.json(self.http.get(url)).await
     }
 
+    /// All kinds, or all that is known of one.
+    pub(super) async fn kinds(&self, kind: Option<&str>) -> anyhow::Result<Value> {
+        let path = ["v1", "kinds"].into_iter().chain(kind).collect::<Vec<_>>();
+        self.json(self.http.get(self.url(&path)?)).await
+    }
+
     fn url(&self, segments: &[&str]) -> anyhow::Result<Url> {
         let mut url = self.base.clone();
         url.path_segments_mut()

@@ -70,6 +70,13 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Show what can be asked for, and who serves it; or all that is known of one kind, with its schemas.
+    Kinds {
+        /// Only this kind.
+        kind: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Ask for an operation to be canceled. It ends as Canceled only if its effect has not happened.
     Cancel {
         /// The operation's id.
@@ -177,6 +184,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Events { id, follow: false, remote } => shared::exit::run(async move {
             let events = remote.client(&config)?.events(&id).await?;
             show::events(events, remote.json)
+        }),
+        Command::Kinds { kind, remote } => shared::exit::run(async move {
+            let found = remote.client(&config)?.kinds(kind.as_deref()).await?;
+            show::kinds(&found, remote.json || kind.is_some())
         }),
         Command::List { kind, status, limit, remote } => shared::exit::run(async move {
             let page = remote.client(&config)?.list(kind.as_deref(), status.as_deref(), limit).await?;

@@ -140,6 +140,32 @@ pub(super) fn list(page: &Value, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Kinds as a table.
+pub(super) fn kinds(found: &Value, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return document(found);
+    }
+    println!(
+        "{:<24}  {:>9}  {:>5}  {:<10}  {:<13}  {:>8}  steps",
+        "kind", "providers", "slots", "version", "effect", "timeout"
+    );
+    for kind in found["kinds"].as_array().into_iter().flatten() {
+        let column = |name: &str| kind.get(name).map(text).unwrap_or_default();
+        let steps: Vec<_> = kind["steps"].as_array().into_iter().flatten().map(text).collect();
+        println!(
+            "{:<24}  {:>9}  {:>5}  {:<10}  {:<13}  {:>7}s  {}",
+            column("kind"),
+            column("providersSeen"),
+            column("concurrency"),
+            column("version"),
+            column("effect"),
+            column("timeoutSeconds"),
+            steps.join(", ")
+        );
+    }
+    Ok(())
+}
+
 /// Follows an operation to its end and shows its outcome; an error if it failed.
 pub(super) async fn outcome(client: &Client, accepted: &Value, as_json: bool) -> anyhow::Result<()> {
     let id = text(&accepted["id"]);

@@ -7,6 +7,7 @@ mod error;
 mod etag;
 mod events;
 mod idempotency;
+mod kinds;
 mod operations;
 mod pages;
 mod prefer;
@@ -174,6 +175,8 @@ pub(crate) fn router(app: App) -> Router {
     let broker = app.0.gateway.subscribe();
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/kinds", get(kinds::list))
+        .route("/v1/kinds/{kind}", get(kinds::show))
         .route("/v1/call/{kind}", post(requests::call))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))

@@ -99,7 +99,9 @@ pub(super) async fn list(
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| pages.token(last.id));
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
-    let views: Vec<_> = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
+    let view =
+        |(operation, url): (_, &String)| OperationView::new(operation, url).with_providers(&app.0.kinds, operation);
+    let views: Vec<_> = found.iter().zip(&urls).map(view).collect();
     let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
     if let Some(next) = next {
         let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, &next));

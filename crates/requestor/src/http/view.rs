@@ -3,6 +3,7 @@ use super::auth::Caller;
 use super::callback::{DeliveryView, WebhookView};
 use super::error::Error;
 use super::etag;
+use crate::kinds::Kinds;
 use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
 use crate::store::status_name;
 use axum::body::Bytes;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use shared::http::problem_response;
 use shared::message::{self, Content, OperationId, Progress};
 use shared::problem::Problem;
+use std::borrow::Cow;
 
 pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -34,7 +36,9 @@ pub(crate) struct OperationView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     percent_complete: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
+    message: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    providers_seen: Option<usize>,
     step: u32,
     step_kind: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,7 +79,8 @@ impl<'a> OperationView<'a> {
             created_at: operation.created_at,
             last_updated_at: operation.updated_at,
             percent_complete: if succeeded { Some(100.0) } else { percent(operation, progress) },
-            message: progress.and_then(|progress| progress.message.as_deref()),
+            message: progress.and_then(|progress| progress.message.as_deref()).map(Cow::Borrowed),
+            providers_seen: None,
             step: operation.step,
             step_kind: &operation.asks,
             position: (!operation.steps.is_empty()).then_some(operation.position),
@@ -96,6 +101,18 @@ impl<'a> OperationView<'a> {
     fn with_deliveries(mut self, deliveries: Vec<DeliveryView>) -> Self {
         if let Some(webhook) = &mut self.webhook {
             webhook.deliveries = deliveries;
+        }
+        self
+    }
+
+    /// The same, with how many providers of what it asks for were seen lately: of interest until one has begun.
+    pub(super) fn with_providers(mut self, kinds: &Kinds, operation: &Operation) -> Self {
+        if operation.state == State::NotStarted {
+            let (seen, _) = kinds.providers(&operation.asks, Timestamp::now());
+            let asks = &operation.asks;
+            let nobody = || format!("no provider of {asks} was seen lately; the request waits for one").into();
+            self.providers_seen = Some(seen);
+            self.message = (seen == 0).then(nobody);
         }
         self
     }
@@ -133,7 +150,8 @@ impl App {
         headers: &HeaderMap,
     ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let view = OperationView::new(operation, &url).with_deliveries(deliveries);
+        let view = OperationView::new(operation, &url);
+        let view = view.with_deliveries(deliveries).with_providers(&self.0.kinds, operation);
         let body = Bytes::from(serde_json::to_vec(&view).unwrap_or_default());
         let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], body.clone()).into_response();
         if status == StatusCode::OK {

@@ -1,5 +1,6 @@
 //! Where operations are kept. The only place with SQL.
 
+mod announced;
 mod due;
 mod log;
 mod owners;
@@ -7,6 +8,7 @@ mod sqlite;
 mod tables;
 mod webhooks;
 
+pub(crate) use announced::AnnouncedRow;
 pub use log::{LogOfAll, LoggedEvent, Lost, OpenOperations, OperationLog};
 pub use sqlite::Store;
 

@@ -163,14 +163,16 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![
-        M::up(CREATE),
-        M::up(CANCELS_STEPS_EVENTS),
-        M::up(OWNERS),
-        M::up(KEYS_QUOTAS_FORGOTTEN),
-        M::up(EVENT_SEQUENCE),
-        M::up(WEBHOOKS),
-    ])
+    let texts = [
+        CREATE,
+        CANCELS_STEPS_EVENTS,
+        OWNERS,
+        KEYS_QUOTAS_FORGOTTEN,
+        EVENT_SEQUENCE,
+        WEBHOOKS,
+        super::announced::CREATE,
+    ];
+    Migrations::new(texts.map(M::up).to_vec())
 }
 
 /// An operation's number in the column `status`, which is also its place among the statuses' names.
@@ -321,8 +323,12 @@ fn state_from_row(row: &Row<'_>) -> rusqlite::Result<State> {
 }
 
 pub(super) fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
-    Timestamp::from_millisecond(milliseconds)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, FromSqlError::other(error).into()))
+    Timestamp::from_millisecond(milliseconds).map_err(column_error)
+}
+
+/// That a column holds what it cannot.
+pub(super) fn column_error(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, FromSqlError::other(error).into())
 }
 
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
