@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -68,7 +67,7 @@ pub async fn serve(
     let service = TowerToHyperService::new(router.layer(CatchPanicLayer::custom(panicked)));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
-    let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
+    let connections = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
     loop {
@@ -89,17 +88,26 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
-        let connection = graceful.watch(connection);
+        let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).with_upgrades();
+        let shutdown = shutdown.clone();
         connections.spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = shutdown.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }
             drop(slot);
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(limits.drain, graceful.shutdown()).await;
+    connections.close();
+    let _ = tokio::time::timeout(limits.drain, connections.wait()).await;
     Ok(())
 }
 

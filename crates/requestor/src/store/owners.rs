@@ -1,6 +1,7 @@
 //! What is kept for each owner: idempotency keys, what is used of the quotas, and which operations were forgotten.
 
-use super::tables::{from_row, save, save_content, save_entry};
+use super::sqlite::Log;
+use super::tables::{from_row, save, save_content};
 use super::{Created, IdempotencyKey, NewOperation, Room, Scope, Store, StoreError};
 use crate::operation::Operation;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -16,7 +17,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
     pub async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
-        self.database.write(move |connection| create(connection, new)).await
+        let log = self.log();
+        self.database.write(move |connection| create(connection, &log, new)).await
     }
 
     /// Whether an operation in `scope` was there, but is forgotten by now.
@@ -29,7 +31,7 @@ impl Store {
     }
 }
 
-fn create(connection: &Connection, new: NewOperation) -> rusqlite::Result<Created> {
+fn create(connection: &Connection, log: &Log, new: NewOperation) -> rusqlite::Result<Created> {
     let NewOperation { mut operation, request, key, room } = new;
     if let Some(key) = &key
         && let Some((before, fingerprint)) = with_key(connection, &operation.owner, &key.key)?
@@ -41,7 +43,7 @@ fn create(connection: &Connection, new: NewOperation) -> rusqlite::Result<Create
     }
     let entry = operation.record_created();
     save(connection, &operation, true)?;
-    save_entry(connection, operation.id, &entry)?;
+    log.write(connection, &operation, &entry)?;
     save_content(connection, "requests", operation.id, &request)?;
     if let Some(IdempotencyKey { key, fingerprint }) = key {
         let sql = "update operations set idempotency_key = ?2, fingerprint = ?3 where id = ?1";
