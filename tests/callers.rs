@@ -4,8 +4,9 @@ use crate::stand_in::StandIn;
 use harness::caller::Caller;
 use harness::pair::Pair;
 use harness::process::command;
+use harness::streams::{Begin, ServerSent, Socket};
 use requestor::callers::CallerConfig;
-use reqwest::Response;
+use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use shared::message::OperationId;
 use shared::problem::Problem;
@@ -41,6 +42,24 @@ fn routes(id: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The headers with which a route is asked for each of its forms: events in pages, server-sent, and over WebSocket.
+fn forms(path: &str) -> Vec<Vec<(&'static str, &'static str)>> {
+    if !path.ends_with("/events") {
+        return vec![vec![]];
+    }
+    let socket = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    vec![vec![], vec![("accept", "text/event-stream")], socket.to_vec()]
+}
+
+fn with(request: RequestBuilder, headers: &[(&str, &str)]) -> RequestBuilder {
+    headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
+}
+
 /// All that an answer tells, but when it was given.
 async fn told(response: Response) -> (u16, String, String) {
     let mut headers = response.headers().clone();
@@ -64,10 +83,14 @@ async fn with_keys_nobody_is_served_without_one_but_who_watches_the_service() {
         ("POST", "/v1/call/echo".into()),
         ("GET", "/v1/operations".into()),
         ("GET", "/v1/events".into()),
+        ("GET", "/v1/kinds".into()),
+        ("GET", "/v1/kinds/echo".into()),
     ]);
     for (method, path) in &all {
-        for authorization in ["", "Bearer", "Bearer nope", "Basic YWRhOg==", "Bearer ="] {
-            let request = pair.request(method, path).header("authorization", authorization);
+        let wrong = ["", "Bearer", "Bearer nope", "Basic YWRhOg==", "Bearer ="];
+        let asked = wrong.iter().flat_map(|wrong| forms(path).into_iter().map(move |form| (wrong, form)));
+        for (authorization, form) in asked {
+            let request = with(pair.request(method, path).header("authorization", *authorization), &form);
             let response = request.header("content-type", "application/json").body("1").send().await.unwrap();
             assert_eq!(response.status(), 401, "{method} {path} {authorization:?}");
             assert_eq!(response.headers()["www-authenticate"], "Bearer");
@@ -98,7 +121,7 @@ async fn with_keys_nobody_is_served_without_one_but_who_watches_the_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_anothers_is_visible_on_any_route() {
     let mut pair = Pair::prepare().await;
-    let (ada, bob, root) = (add(&mut pair, "ada", false), add(&mut pair, "bob", false), add(&mut pair, "root", true));
+    let (ada, bob) = (add(&mut pair, "ada", false), add(&mut pair, "bob", false));
     let provider = StandIn::join(&pair, &["echo"]).await;
     pair.start_requestor();
     pair.ready().await;
@@ -106,15 +129,16 @@ async fn nothing_of_anothers_is_visible_on_any_route() {
         let request = ada.post("echo").header("idempotency-key", "\"k\"").body("3").send().await.unwrap();
         request.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
     }];
-    let mut held = Vec::new();
+    let mut held = None;
     for _ in 0..3 {
         let request = provider.request("echo").await;
         match request.correlation_id.to_string() {
             id if id == succeeded => provider.succeed(&request, "1").await,
             id if id == failed => provider.fail(&request, Problem::new("broken", 500, "Broken", "no")).await,
-            _ => held.push(request),
+            _ => held = Some(request),
         }
     }
+    let held = held.unwrap();
     ada.ended(&succeeded).await;
     ada.ended(&failed).await;
     let before = ada.get_json("/v1/operations").await;
@@ -122,13 +146,23 @@ async fn nothing_of_anothers_is_visible_on_any_route() {
     let never = OperationId::new().to_string();
     for id in [&succeeded, &failed, &open] {
         for ((method, path), (_, same_path)) in routes(id).into_iter().zip(routes(&never)) {
-            let anothers = told(bob.request(method, &path).send().await.unwrap()).await;
-            let nobodys = told(bob.request(method, &same_path).send().await.unwrap()).await;
-            assert_eq!(anothers.0, 404, "{method} {path}");
-            assert_eq!(anothers, nobodys, "{method} {path}");
+            for form in forms(&path) {
+                let anothers = told(with(bob.request(method, &path), &form).send().await.unwrap()).await;
+                let nobodys = told(with(bob.request(method, &same_path), &form).send().await.unwrap()).await;
+                assert_eq!(anothers.0, 404, "{method} {path} {form:?}");
+                assert_eq!(anothers, nobodys, "{method} {path} {form:?}");
+            }
         }
     }
+    assert_eq!(ada.get_json("/v1/operations").await, before, "nothing was changed");
     assert_eq!(bob.get_json("/v1/operations").await["operations"], json!([]));
+    assert_eq!(bob.get_json("/v1/events").await["events"], json!([]));
+    let mut stream = ServerSent::open(&bob, "/v1/events", Begin::default()).await.unwrap();
+    let mut socket = Socket::open(&bob, "/v1/events", Begin::default()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().document["data"]["operations"], json!([]));
+    assert_eq!(socket.next().await.unwrap().unwrap()["data"]["operations"], json!([]));
+    let cancel = format!("/v1/operations/{open}/cancel");
+    assert_eq!(ada.request("POST", &cancel).send().await.unwrap().status(), 202);
     assert_eq!(bob.get_json("/v1/operations?kind=echo&status=Succeeded").await["operations"], json!([]));
     let page = ada.get_json("/v1/operations?pageSize=1").await;
     let token = page["nextPageToken"].as_str().unwrap();
@@ -138,23 +172,48 @@ async fn nothing_of_anothers_is_visible_on_any_route() {
     assert_eq!(with_their_key.status(), 202);
     let own = with_their_key.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
     assert_ne!(own, open, "a key is its caller's");
-    assert_eq!(ada.get_json("/v1/operations").await, before, "and nothing was changed");
+    // Ada's cancel came first, and Bob is not told of it.
+    assert_eq!(stream.next().await.unwrap().unwrap().document["operation"], own.as_str());
+    assert_eq!(socket.next().await.unwrap().unwrap()["operation"], own.as_str());
+    drop((stream, socket));
     assert_eq!(ada.get(&format!("/v1/operations/{own}")).await.status(), 404);
+
+    provider.succeed(&held, "3").await;
+    provider.succeed(&provider.request("echo").await, "4").await;
+    ada.ended(&open).await;
+    bob.ended(&own).await;
+    provider.leave().await;
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_sees_cancels_and_retries_everybodys_operations() {
+    let mut pair = Pair::prepare().await;
+    let (ada, bob, root) = (add(&mut pair, "ada", false), add(&mut pair, "bob", false), add(&mut pair, "root", true));
+    let provider = StandIn::join(&pair, &["echo"]).await;
+    pair.start_requestor();
+    pair.ready().await;
+    let failed = ada.submit("echo", &json!(1)).await;
+    provider.fail(&provider.request("echo").await, Problem::new("broken", 500, "Broken", "no")).await;
+    ada.ended(&failed).await;
+    let open = bob.submit("echo", &json!(2)).await;
+    let held = provider.request("echo").await;
 
     let all = root.get_json("/v1/operations").await;
     let owners: Vec<_> = all["operations"].as_array().unwrap().iter().map(|o| o["owner"].as_str().unwrap()).collect();
-    assert_eq!(owners, ["bob", "ada", "ada", "ada"], "an admin sees all");
+    assert_eq!(owners, ["bob", "ada"]);
+    let seen = root.get_json("/v1/events").await;
+    for id in [&failed, &open] {
+        assert!(seen["events"].as_array().unwrap().iter().any(|event| event["operation"] == id.as_str()), "{seen}");
+    }
     let retried = root.request("POST", &format!("/v1/operations/{failed}/retry")).send().await.unwrap();
     assert_eq!(retried.status(), 202);
-    assert_eq!(root.request("DELETE", &format!("/v1/operations/{open}")).send().await.unwrap().status(), 202);
-    for _ in 0..2 {
-        let request = provider.request("echo").await;
-        provider.succeed(&request, "4").await;
-    }
-    provider.succeed(&held[0], "3").await;
+    provider.succeed(&provider.request("echo").await, "4").await;
     assert_eq!(ada.result(&failed).await, 4, "it is still its owner's");
-    ada.ended(&open).await;
-    bob.ended(&own).await;
+    let canceled = root.request("DELETE", &format!("/v1/operations/{open}")).send().await.unwrap();
+    assert_eq!(canceled.status(), 202);
+    provider.fail(&held, Problem::canceled()).await;
+    assert_eq!(bob.ended(&open).await["status"], "Canceled");
     provider.leave().await;
     pair.finish().await;
 }

@@ -87,7 +87,7 @@ impl Drop for Answering {
 
 /// The key was used for another request.
 pub(super) fn reused() -> Error {
-    let detail = "this Idempotency-Key was used for a request with another kind, body, priority or Operation-Timeout";
+    let detail = "this Idempotency-Key was used for a request with another kind, body, priority, Operation-Timeout or Callback-Url";
     Problem::new("idempotency-key-reused", 422, "Idempotency-Key is already used", detail).into()
 }
 
