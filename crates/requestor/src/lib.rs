@@ -53,7 +53,8 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
-        let served = shared::http::serve(listener, http::router(app), &config.http.limits, &shutdown).await;
+        let served =
+            shared::http::serve(listener, http::router(app), &config.http.limits, &config.http.tls, &shutdown).await;
         http_ended.cancel();
         served
     };

@@ -115,7 +115,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
     match arguments.command {
         Command::Serve => serve(config),
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
-        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen)),
+        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen, config.http.tls.is_on())),
         Command::Submit { kind, request, wait, timeout, remote } => shared::exit::run(async move {
             let client = remote.client(&config)?;
             let accepted = client.submit(&kind, read_argument(&request)?, timeout.as_deref()).await?;
@@ -147,9 +147,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    let prepare = || {
+fn serve(mut config: Config) -> ExitCode {
+    let mut prepare = || {
         shared::telemetry::init_logs(&config.log)?;
+        config.fit_machine()?;
         anyhow::Ok((Kinds::load(&config)?, shared::http::bind(config.http.listen)?))
     };
     match prepare() {
@@ -163,7 +164,7 @@ fn serve(config: Config) -> ExitCode {
 
 impl Remote {
     fn client(&self, config: &Config) -> anyhow::Result<Client> {
-        let configured = format!("http://{}", shared::http::reachable(config.http.listen));
+        let configured = format!("{}://{}", config.http.scheme(), shared::http::reachable(config.http.listen));
         Client::new(self.url.as_deref().unwrap_or(&configured))
     }
 }

@@ -102,7 +102,11 @@ impl App {
         match self.0.http.public_url.trim_end_matches('/') {
             "" => {
                 let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-                format!("http://{}", host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned))
+                format!(
+                    "{}://{}",
+                    self.0.http.scheme(),
+                    host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned)
+                )
             }
             url => url.to_owned(),
         }
