@@ -318,3 +318,32 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     harness::pair::nothing_left(&host).await;
     host.delete().await;
 }
+
+/// As after some kills of a 3.10 node: nothing helps but that somebody deletes the queue (docs/chaos.md).
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_that_came_back_without_a_process_serve_again_once_they_are_deleted() {
+    let broker = Broker::start().await.unwrap();
+    let mut pair = Pair::prepare_on(broker.virtual_host().await);
+    pair.requestor_config.redrive.waiting = Duration::from_secs(1);
+    pair.requestor_config.redrive.waiting_max = Duration::from_secs(2);
+    pair.start_requestor();
+    pair.start_provider();
+    pair.ready().await;
+    let mut ids = place(&pair, 5).await;
+    placed_once(&pair, &ids, pair.folder.path()).await;
+    pair.stop_provider().await;
+    ids.extend(place(&pair, 5).await);
+    let dead = ["arr.control.default", REQUESTS];
+    for queue in dead {
+        broker.end_process_of(&pair.host, queue).await;
+    }
+    pair.start_provider();
+    ids.extend(place(&pair, 5).await);
+    eventually("they are found and deleted", async || {
+        let mut deleted = pair.host.delete_dead_queues().await;
+        deleted.sort_unstable();
+        if deleted == dead { Ok(()) } else { Err(format!("{deleted:?}")) }
+    })
+    .await;
+    finish(pair, &ids, 0).await;
+}

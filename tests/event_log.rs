@@ -89,7 +89,7 @@ async fn the_log_is_forgotten_with_its_operation() {
     let id = pair.submit("echo", &json!(1)).await;
     eventually("the operation is forgotten", async || {
         let status = pair.get(&format!("/v1/operations/{id}/events")).await.status();
-        if status == 404 { Ok(()) } else { Err(status.to_string()) }
+        if status == 410 { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
     let store = rusqlite::Connection::open(pair.folder.path().join("requestor.db")).unwrap();

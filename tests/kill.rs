@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use harness::orders::{order, taken};
 use harness::services::{Services, analysis};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_killed_in_mid_job_is_replaced_by_redelivery() {
@@ -175,6 +176,36 @@ async fn two_thousand_orders_survive_fifteen_kills() {
     );
     assert!(ids.len() >= ORDERS);
     assert_eq!((recorded, stock), (orders, orders));
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}
+
+/// Nothing else could bring such a reply back: the request is not sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_were_taken_and_not_stored_come_again() {
+    let stack = Services::prepare("").await;
+    let (mut provider, mut requestor) = (stack.provider.start().await, stack.requestor.start().await);
+    stack.caller.result(&stack.caller.submit("order.place", &order()).await).await;
+    assert!(requestor.terminate().await.success());
+    let mut patient = stack.requestor.clone();
+    for pause in ["UNCONFIRMED", "QUIET", "WAITING", "WAITING_MAX"] {
+        patient = patient.with(&format!("REQUESTOR_REDRIVE__{pause}"), "1h");
+    }
+    let dying = patient.clone().with("FAILPOINTS", "requestor.received=return");
+    let mut requestor = dying.start().await;
+    stack.caller.ready().await;
+    let id = stack.caller.submit("order.place", &order()).await;
+    // What says that the request was begun may be taken before its reply: each round takes one batch of either.
+    for round in 0..5 {
+        let ended = tokio::time::timeout(Duration::from_secs(30), requestor.ended()).await;
+        assert!(!ended.unwrap_or_else(|_| panic!("nothing is left to take in round {round}")).success());
+        requestor = dying.spawn();
+    }
+    requestor.kill();
+    let mut requestor = patient.start().await;
+    stack.caller.result(&id).await;
+    assert_eq!(taken(stack.folder.path()), (2, 2));
     assert!(provider.terminate().await.success());
     assert!(requestor.terminate().await.success());
     stack.finish().await;

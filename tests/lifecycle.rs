@@ -193,7 +193,7 @@ async fn what_is_past_its_retention_is_forgotten() {
     let id = pair.submit("echo", &json!(1)).await;
     harness::eventually("the operation is forgotten", async || {
         let status = pair.get(&format!("/v1/operations/{id}")).await.status();
-        if status == 404 { Ok(()) } else { Err(status.to_string()) }
+        if status == 410 { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
     pair.finish().await;

@@ -4,6 +4,8 @@
 
 mod acknowledgement_timeout;
 mod broker_faults;
+mod call;
+mod callers;
 mod cancel;
 mod cancelling;
 mod cluster;
@@ -17,6 +19,7 @@ mod event_log;
 mod faults;
 mod foreign;
 mod hostile;
+mod idempotency;
 mod kill;
 mod lease;
 mod lifecycle;
@@ -24,7 +27,9 @@ mod machine_faults;
 mod network;
 mod pipelines;
 mod publisher;
+mod quotas;
 mod retries;
+mod revisits;
 mod stand_in;
 mod store;
 mod validation;

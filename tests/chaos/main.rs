@@ -68,7 +68,7 @@ const QUEUES_EMPTY_WITHIN: Duration = Duration::from_secs(30);
 #[expect(clippy::print_stderr, reason = "for the person who runs it")]
 async fn main() -> ExitCode {
     // Not lapin's: a broker that is killed is nothing to tell of.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter("chaos=error").init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter("chaos=warn").init();
     let result = match Arguments::parse() {
         Arguments::Sink(arguments) => sink::run(arguments).await.map(|()| true),
         Arguments::Run(options) => interruptible(options).await,

@@ -302,7 +302,12 @@ async fn do_loss(stack: &Stack, broker: &mut Broker, loss: Loss, random: &mut St
             sleep(between(random, 500, 3000)).await;
             broker.memory_alarm(false).await;
         }
-        Loss::Restart => broker.kill_and_restart().await,
+        Loss::Restart => {
+            broker.kill_and_restart().await;
+            for queue in stack.host.delete_dead_queues().await {
+                tracing::warn!(queue, "came back without its process, and was deleted");
+            }
+        }
         Loss::Purge(prefix) | Loss::Delete(prefix) => {
             let names = stack.host.queues().await;
             let names: Vec<_> = names.into_iter().filter(|name| name.starts_with(prefix)).collect();

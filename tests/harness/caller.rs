@@ -9,18 +9,29 @@ pub struct Caller {
     /// `http://127.0.0.1:port`.
     pub base: String,
     http: reqwest::Client,
+    key: Option<String>,
 }
 
 impl Caller {
     /// A caller of the requestor at `base`.
     #[must_use]
     pub fn new(base: String) -> Self {
-        Self { base, http: super::http_client() }
+        Self { base, http: super::http_client(), key: None }
+    }
+
+    /// The caller with this API key.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.into()), ..self.clone() }
     }
 
     /// A request to `path`, for headers and bodies of the test's own.
     pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method.parse().unwrap(), format!("{}{path}", self.base))
+        let request = self.http.request(method.parse().unwrap(), format!("{}{path}", self.base));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     /// `POST /v1/requests/{kind}` without a body yet, for headers of the test's own.
@@ -108,6 +119,15 @@ impl Caller {
         let operation = self.ended(id).await;
         assert_eq!(operation["status"], "Succeeded", "{operation}");
         self.get_json(&format!("/v1/operations/{id}/result")).await
+    }
+
+    /// Waits until the requestor is connected.
+    pub async fn ready(&self) {
+        eventually("the requestor is ready", async || {
+            let response = self.request("GET", "/readyz").send().await.map_err(|error| error.to_string())?;
+            if response.status() == 200 { Ok(()) } else { Err(response.text().await.unwrap_or_default()) }
+        })
+        .await;
     }
 
     /// The sum of a counter of `/metrics` over those of its labels that contain `label`.

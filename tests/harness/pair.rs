@@ -105,15 +105,6 @@ impl Pair {
         self.provider = Some(Service::start(shutdown.clone(), provider.run(shutdown)));
     }
 
-    /// Waits until the requestor is connected.
-    pub async fn ready(&self) {
-        super::eventually("the requestor is ready", async || {
-            let response = self.request("GET", "/readyz").send().await.map_err(|error| error.to_string())?;
-            if response.status() == 200 { Ok(()) } else { Err(response.text().await.unwrap_or_default()) }
-        })
-        .await;
-    }
-
     /// Stops the provider as SIGTERM does.
     ///
     /// # Panics

@@ -1,3 +1,4 @@
+use crate::callers::{self, CallerConfig, Quotas};
 use crate::rules::{Retries, Rules, RulesByKind};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct Config {
     pub replies: RepliesConfig,
     pub store: StoreConfig,
     pub operations: OperationsConfig,
+    #[serde(default)]
+    pub callers: BTreeMap<String, CallerConfig>,
+    pub quotas: Quotas,
     pub retries: Retries,
     pub redrive: RedriveConfig,
     pub cancel: CancelConfig,
@@ -91,6 +95,7 @@ pub struct OperationsConfig {
     #[serde(with = "duration")]
     pub retry_window: Duration,
     pub events_max: u32,
+    pub forgotten_max: u64,
 }
 
 /// The section `[redrive]`.
@@ -146,19 +151,20 @@ pub struct PipelineConfig {
     pub timeout: Option<Duration>,
 }
 
-mod optional_duration {
+/// Durations that may be absent. For `#[serde(with = …)]`.
+pub(crate) mod optional_duration {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
     use std::time::Duration;
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => shared::config::duration::serialize(value, serializer),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| shared::config::duration::parse(&text).map_err(D::Error::custom)).transpose()
     }
@@ -180,7 +186,7 @@ impl Config {
     pub(crate) fn fit_machine(&mut self) -> anyhow::Result<()> {
         self.http.tls.validate()?;
         self.http.limits.fit_descriptors()?;
-        self.http.validate()
+        self.http.validate(!self.callers.is_empty())
     }
 
     /// What decides how operations change.
@@ -209,7 +215,8 @@ impl Config {
         anyhow::ensure!(topology::is_group(&self.group), "group {:?}: use a-z, 0-9 and hyphens", self.group);
         self.broker.validate()?;
         database::validate_url(self.store.url.expose()).context("store.url")?;
-        self.http.validate()?;
+        callers::validate(&self.callers, &self.quotas)?;
+        self.http.validate(!self.callers.is_empty())?;
         anyhow::ensure!(
             self.http.body_bytes_max < self.broker.message_bytes_max,
             "http.body_bytes_max must be below broker.message_bytes_max, or a request could be accepted and not sent"
@@ -292,10 +299,10 @@ impl HttpConfig {
         if self.tls.is_on() { "https" } else { "http" }
     }
 
-    fn validate(&self) -> anyhow::Result<()> {
+    fn validate(&self, keys: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
-            self.allow_anonymous || self.listen.ip().is_loopback(),
-            "http.listen {} can be reached from other machines by anyone; set http.allow_anonymous if that is meant",
+            keys || self.allow_anonymous || self.listen.ip().is_loopback(),
+            "http.listen {} can be reached from other machines by anyone; give callers keys, or set http.allow_anonymous",
             self.listen
         );
         if !self.public_url.is_empty() {

@@ -1,6 +1,8 @@
 //! The requestor: HTTP in front, RabbitMQ behind, and a record of every operation in between.
 #![forbid(unsafe_code)]
 
+/// Who may ask, and for how much at once.
+pub mod callers;
 /// The configuration and its annotated defaults.
 pub mod config;
 /// What an operation is and how it changes.
@@ -59,7 +61,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         served
     };
     let background = async {
-        let sweeper = sweeper::run(&store, &gateway, &config.cancel, &http_ended);
+        let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
         tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
     };
     tokio::select! {

@@ -1,6 +1,6 @@
 //! What happens because time has passed: requests are sent again, operations given up, old ones forgotten.
 
-use crate::config::CancelConfig;
+use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::operation::Event;
 use crate::store::{Store, StoreError};
@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_millis(250);
 const BATCH: usize = 256;
 
 /// Sweeps until `shutdown`.
-pub(crate) async fn run(store: &Store, gateway: &Gateway, cancel: &CancelConfig, shutdown: &CancellationToken) {
+pub(crate) async fn run(store: &Store, gateway: &Gateway, config: &Config, shutdown: &CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -25,23 +25,24 @@ pub(crate) async fn run(store: &Store, gateway: &Gateway, cancel: &CancelConfig,
             _ = tick.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep(store, gateway, cancel)).await {
+        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep(store, gateway, config)).await {
             tracing::warn!(%error, "cannot sweep now");
         }
     }
 }
 
 /// A batch of each, so that none waits long for the others.
-async fn sweep(store: &Store, gateway: &Gateway, cancel: &CancelConfig) -> Result<(), StoreError> {
+async fn sweep(store: &Store, gateway: &Gateway, config: &Config) -> Result<(), StoreError> {
     let now = Timestamp::now();
     give_up(store, gateway, now).await?;
     if gateway.broker() == Status::Connected {
         send(store, gateway, now).await?;
-        for operation in store.to_cancel(now, BATCH, (cancel.resend, cancel.resend_max)).await? {
+        let pauses = (config.cancel.resend, config.cancel.resend_max);
+        for operation in store.to_cancel(now, BATCH, pauses).await? {
             gateway.cancel(&operation);
         }
     }
-    store.purge(now, BATCH).await?;
+    store.purge(now, BATCH, config.operations.forgotten_max).await?;
     Ok(())
 }
 

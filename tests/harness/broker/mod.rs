@@ -204,15 +204,31 @@ impl Broker {
     /// When it does not obey, or is not ours.
     pub async fn memory_alarm(&self, on: bool) {
         let watermark = if on { "0.0000001" } else { "0.6" };
-        let arguments = ["-q", "set_vm_memory_high_watermark", watermark];
+        self.rabbitmqctl(&["-q", "set_vm_memory_high_watermark", watermark]).await;
+    }
+
+    /// Ends the process of a quorum queue and leaves the queue in the tables, as a kill of a 3.10 node sometimes does.
+    ///
+    /// # Panics
+    /// When the broker does not obey, or is not ours.
+    pub async fn end_process_of(&self, host: &VirtualHost, queue: &str) {
+        let stop = format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)), \
+             ok = ra:stop_server(quorum_queues, amqqueue:get_pid(Q)).",
+            host.name
+        );
+        self.rabbitmqctl(&["-q", "eval", &stop]).await;
+    }
+
+    async fn rabbitmqctl(&self, arguments: &[&str]) {
         match &self.source {
             Source::Given => panic!("a broker that was given is not ours to disturb"),
             Source::Container { container, .. } => {
-                let command = ExecCommand::new([&["rabbitmqctl"], &arguments[..]].concat());
+                let command = ExecCommand::new([&["rabbitmqctl"], arguments].concat());
                 container.exec(command.with_cmd_ready_condition(CmdWaitFor::exit_code(0))).await.unwrap();
             }
             Source::Node(node) => {
-                let mut command = node.rabbitmqctl(&arguments);
+                let mut command = node.rabbitmqctl(arguments);
                 let status = tokio::task::spawn_blocking(move || command.status()).await.unwrap().unwrap();
                 assert!(status.success());
             }
@@ -276,6 +292,22 @@ impl VirtualHost {
         let body = self.call("GET", &format!("queues/{}?disable_stats=true", self.name), "").await;
         let queues: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
         queues.iter().map(|queue| queue["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Does what an operator must on RabbitMQ 3.10 after a node was killed: a quorum queue may be in its tables and have
+    /// no process on any node, and nobody can use the queue until it is deleted. The names of those that were.
+    ///
+    /// # Panics
+    /// When the management interface does not answer, or does not delete one.
+    pub async fn delete_dead_queues(&self) -> Vec<String> {
+        let body = self.call("GET", &format!("queues/{}?disable_stats=true", self.name), "").await;
+        let queues: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+        let dead = queues.iter().filter(|queue| queue["online"] == serde_json::json!([]));
+        let names: Vec<String> = dead.map(|queue| queue["name"].as_str().unwrap().to_owned()).collect();
+        for name in &names {
+            self.call("DELETE", &format!("queues/{}/{name}", self.name), "").await;
+        }
+        names
     }
 
     /// Makes a user of the broker who may do everything in this virtual host; the URL that it connects with.

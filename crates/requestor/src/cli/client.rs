@@ -1,5 +1,5 @@
 use anyhow::Context;
-use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{RequestBuilder, Response, Url, redirect};
 use serde_json::Value;
 use std::time::Duration;
@@ -20,22 +20,40 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(base: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(base: &str, key: Option<&str>) -> anyhow::Result<Self> {
         // Only the first call in a process can succeed, and any provider will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base = Url::parse(base).with_context(|| format!("{base:?} is no URL"))?;
         anyhow::ensure!(matches!(base.scheme(), "http" | "https"), "{base} is not http:// or https://");
-        let http =
-            reqwest::Client::builder().redirect(redirect::Policy::none()).connect_timeout(CONNECT_TIMEOUT).build()?;
+        let mut headers = HeaderMap::new();
+        if let Some(key) = key {
+            let mut value = HeaderValue::try_from(format!("Bearer {key}")).context("the API key")?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let http = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .default_headers(headers)
+            .build()?;
         Ok(Self { http, base })
     }
 
     /// Submits a request and returns the operation.
-    pub(super) async fn submit(&self, kind: &str, json: String, timeout: Option<&str>) -> anyhow::Result<Value> {
+    pub(super) async fn submit(
+        &self,
+        kind: &str,
+        json: String,
+        timeout: Option<&str>,
+        idempotency_key: Option<&str>,
+    ) -> anyhow::Result<Value> {
         let mut request =
             self.http.post(self.url(&["v1", "requests", kind])?).header(CONTENT_TYPE, "application/json").body(json);
         if let Some(timeout) = timeout {
             request = request.header("operation-timeout", timeout);
+        }
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
         }
         self.json(request).await
     }

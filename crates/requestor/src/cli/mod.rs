@@ -3,6 +3,7 @@
 mod client;
 mod show;
 
+use crate::callers::key;
 use crate::config::Config;
 use crate::kinds::Kinds;
 use anyhow::Context;
@@ -40,6 +41,9 @@ enum Command {
         /// Give up after this time, such as 30s; the kind's own timeout unless given.
         #[arg(long, value_name = "DURATION")]
         timeout: Option<String>,
+        /// Submitted again with the same key, the same request is not accepted a second time.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -88,10 +92,21 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// API keys for the callers of the configuration.
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Ask the requestor that runs with this configuration whether it is healthy.
     Healthcheck,
     /// Print the effective configuration, with secrets hidden.
     Config,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Print a new key, which is kept nowhere, and the hash of it, for `key_hashes` of its caller.
+    New,
 }
 
 /// Which requestor to talk to, and how to show what it says.
@@ -100,6 +115,9 @@ struct Remote {
     /// The requestor's base URL; where this configuration listens unless given.
     #[arg(long, env = "ARR_URL")]
     url: Option<String>,
+    /// The API key; better given in the environment, where other users of the machine do not see it.
+    #[arg(long, env = "ARR_API_KEY", hide_env_values = true)]
+    key: Option<String>,
     /// Print one JSON document, for machines.
     #[arg(long)]
     json: bool,
@@ -115,10 +133,12 @@ pub fn main(arguments: Arguments) -> ExitCode {
     match arguments.command {
         Command::Serve => serve(config),
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
+        Command::Key { command: KeyCommand::New } => shared::exit::run(async { show::key(&key::new()?) }),
         Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen, config.http.tls.is_on())),
-        Command::Submit { kind, request, wait, timeout, remote } => shared::exit::run(async move {
+        Command::Submit { kind, request, wait, timeout, idempotency_key, remote } => shared::exit::run(async move {
             let client = remote.client(&config)?;
-            let accepted = client.submit(&kind, read_argument(&request)?, timeout.as_deref()).await?;
+            let accepted =
+                client.submit(&kind, read_argument(&request)?, timeout.as_deref(), idempotency_key.as_deref()).await?;
             match wait {
                 true => show::outcome(&client, &accepted, remote.json).await,
                 false => show::operation(&accepted, remote.json),
@@ -165,7 +185,7 @@ fn serve(mut config: Config) -> ExitCode {
 impl Remote {
     fn client(&self, config: &Config) -> anyhow::Result<Client> {
         let configured = format!("{}://{}", config.http.scheme(), shared::http::reachable(config.http.listen));
-        Client::new(self.url.as_deref().unwrap_or(&configured))
+        Client::new(self.url.as_deref().unwrap_or(&configured), self.key.as_deref())
     }
 }
 

@@ -46,6 +46,12 @@ pub(super) fn operation(operation: &Value, as_json: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// A key, and what the configuration holds of it.
+pub(super) fn key(key: &str) -> anyhow::Result<()> {
+    println!("key   {key}\nhash  {}", crate::callers::key::hash(key));
+    Ok(())
+}
+
 /// How far a pipeline is: `2 of 3: video.compress`.
 fn step(operation: &Value) -> Option<String> {
     let (position, steps) = (operation["position"].as_u64()?, operation["steps"].as_array()?.len());

@@ -23,7 +23,7 @@ impl Gateway {
             metrics::counter!("arr_dead_letters_total", "kind" => kind.to_owned()).increment(1);
             if let Some(message) = dead_letter_answer(&delivery, kind) {
                 match self.0.publisher.publish(message).await {
-                    Ok(()) | Err(PublishError::Unroutable | PublishError::TooLarge(_)) => {}
+                    Ok(()) | Err(PublishError::Unroutable | PublishError::TooLarge(_) | PublishError::Invalid) => {}
                     Err(error) => return Err(error.into()),
                 }
             }

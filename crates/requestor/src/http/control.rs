@@ -1,7 +1,8 @@
 use super::App;
+use super::auth::Caller;
 use super::error::Error;
 use super::operations::parse_id;
-use super::requests::timeout;
+use super::reading::timeout;
 use super::view::insert;
 use crate::operation::{Change, Event, Operation, RetryRefused};
 use axum::extract::{Path, State};
@@ -14,10 +15,11 @@ use shared::problem::Problem;
 /// answer ends the operation, as `Canceled` if its effect has not happened.
 pub(super) async fn cancel(
     State(app): State<App>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let (operation, change) = apply(&app, &id, Event::Cancel).await?;
+    let (operation, change) = apply(&app, &caller, &id, Event::Cancel).await?;
     if change == Change::CancelRequested {
         app.0.gateway.cancel(&operation);
     }
@@ -29,14 +31,15 @@ pub(super) async fn cancel(
 /// how long.
 pub(super) async fn retry(
     State(app): State<App>,
+    caller: Caller,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let operation = super::operations::find(&app, &id).await?;
+    let operation = super::operations::find(&app, &caller, &id).await?;
     // A kind that is no longer configured may still be retried.
     let of_kind = app.0.kinds.get(&operation.kind).map_or(app.0.timeout, |kind| kind.timeout);
     let timeout = timeout(&headers, of_kind, app.0.timeout_max)?;
-    let (operation, change) = apply(&app, &id, Event::Retry { timeout }).await?;
+    let (operation, change) = apply(&app, &caller, &id, Event::Retry { timeout }).await?;
     match (change, operation.retry_refused(Timestamp::now(), app.0.retry_window)) {
         (Change::None, Some(refused)) => Err(refusal(refused, &operation).into()),
         // It was still allowed a moment ago, or was allowed again: the caller may ask once more.
@@ -45,9 +48,10 @@ pub(super) async fn retry(
     }
 }
 
-async fn apply(app: &App, id: &str, event: Event) -> Result<(Operation, Change), Error> {
-    let applied = app.0.store.apply(parse_id(id)?, event, Timestamp::now()).await?;
-    let applied = applied.ok_or_else(Error::not_found)?;
+async fn apply(app: &App, caller: &Caller, id: &str, event: Event) -> Result<(Operation, Change), Error> {
+    let id = parse_id(id)?;
+    let applied = app.0.store.apply_in(caller.scope(), id, event, Timestamp::now()).await?;
+    let Some(applied) = applied else { return Err(app.missing(caller, id).await) };
     if applied.change != Change::None {
         app.0.gateway.changed(&applied.operation, &applied.change);
     }

@@ -1,6 +1,7 @@
 use crate::store::StoreError;
-use axum::http::header;
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 use shared::http::problem_response;
 use shared::problem::Problem;
 
@@ -16,8 +17,36 @@ impl Error {
         Problem::new("bad-request", 400, "Bad request", detail).into()
     }
 
+    pub(crate) fn unauthorized() -> Self {
+        let detail = "send the header Authorization: Bearer KEY with a key that this service knows";
+        Problem::new("unauthorized", 401, "No valid API key", detail).into()
+    }
+
+    /// The problem type is that of draft-ietf-httpapi-ratelimit-headers.
+    pub(crate) fn over_quota(policy: &str, limit: impl Into<Value>, retry_after_seconds: u64) -> Self {
+        let limit = limit.into();
+        let detail = format!("the caller has all of its quota {policy:?}, which is {limit}");
+        metrics::counter!("arr_over_quota_total", "quota" => policy.to_owned()).increment(1);
+        let problem = Problem {
+            type_uri: "https://iana.org/assignments/http-problem-types#quota-exceeded".into(),
+            ..Problem::new("", 429, "Quota exceeded", detail)
+        };
+        let problem = problem.with("violated-policies", vec![policy]).with("limit", limit);
+        Self { problem, retry_after_seconds: Some(retry_after_seconds) }
+    }
+
+    /// As many wait as the service can hold.
+    pub(crate) fn overloaded() -> Self {
+        let problem = Problem::new("overloaded", 503, "Too many wait", "no more callers can wait for an outcome now");
+        Self { problem, retry_after_seconds: Some(1) }
+    }
+
+    pub(crate) fn gone() -> Self {
+        Problem::new("gone", 410, "Gone", "the operation ended, and the time for which it was kept is over").into()
+    }
+
     pub(crate) fn not_found() -> Self {
-        Problem::new("not-found", 404, "No such operation", "there is no operation with this id, or no longer").into()
+        Problem::new("not-found", 404, "No such operation", "there is no operation with this id").into()
     }
 
     pub(crate) fn unsupported_media_type(given: &str) -> Self {
@@ -53,6 +82,9 @@ impl From<StoreError> for Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = problem_response(&self.problem);
+        if self.problem.status == 401 {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }

@@ -1,4 +1,5 @@
 use super::App;
+use super::auth::Caller;
 use super::error::Error;
 use super::operations::{PAGE_SIZE, find};
 use super::view::insert;
@@ -39,14 +40,15 @@ impl From<Entry> for EventView {
 /// `GET /v1/operations/{id}/events`: what happened to it, numbered from 1 without a gap, from `after` on.
 pub(super) async fn events(
     State(app): State<App>,
+    caller: Caller,
     Path(id): Path<String>,
     query: Result<Query<EventsQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
-    let id = find(&app, &id).await?.id;
+    let id = find(&app, &caller, &id).await?.id;
     let size = query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max);
-    let mut found = app.0.store.events(id, query.after, size + 1).await?;
+    let mut found = app.0.store.events(caller.scope(), id, query.after, size + 1).await?;
     let more = found.len() > size;
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| last.number);

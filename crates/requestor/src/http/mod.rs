@@ -1,13 +1,19 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
+mod auth;
 mod control;
 mod error;
+mod etag;
 mod events;
+mod idempotency;
 mod operations;
+mod pages;
 mod prefer;
+mod reading;
 mod requests;
 mod view;
 
+use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
 use crate::gateway::Gateway;
 use crate::kinds::Kinds;
@@ -21,12 +27,13 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
+pub(crate) use error::Error;
+use idempotency::BeingAnswered;
 use shared::http::problem_response;
 use shared::message::OperationId;
 use shared::problem::Problem;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -44,12 +51,13 @@ struct Inner {
     timeout_max: Duration,
     retry_window: Duration,
     unconfirmed: Duration,
+    callers: Callers,
+    being_answered: BeingAnswered,
     kinds: Kinds,
     store: Store,
     gateway: Gateway,
     watch: Watch,
     pace: Pace,
-    waiters: Semaphore,
     shutdown: CancellationToken,
 }
 
@@ -66,34 +74,62 @@ impl App {
             timeout_max: config.operations.timeout_max,
             retry_window: config.operations.retry_window,
             unconfirmed: config.redrive.unconfirmed,
+            callers: Callers::new(&config.callers, &config.quotas, config.http.waiters_max),
+            being_answered: BeingAnswered::default(),
             kinds,
             store,
             gateway,
             watch,
             pace,
-            waiters: Semaphore::new(config.http.waiters_max),
             shutdown,
         }))
     }
 
-    /// The operation when it has ended or `wait` is over, whichever is first; and whether there was room to wait.
-    async fn wait(&self, id: OperationId, wait: Duration) -> Result<(Option<Operation>, bool), StoreError> {
+    /// As [`Self::wait_in`], and whether there was room to wait.
+    async fn wait(
+        &self,
+        caller: &Caller,
+        id: OperationId,
+        wait: Duration,
+    ) -> Result<(Option<Operation>, bool), StoreError> {
+        let slot = if wait.is_zero() { None } else { self.0.callers.waiter(caller).ok() };
+        match slot {
+            Some(slot) => Ok((self.wait_in(slot, caller, id, wait).await?, true)),
+            None => Ok((self.0.store.get(caller.scope(), id).await?, false)),
+        }
+    }
+
+    /// The operation when it has ended or `wait` is over, whichever is first.
+    async fn wait_in(
+        &self,
+        _slot: Slot,
+        caller: &Caller,
+        id: OperationId,
+        wait: Duration,
+    ) -> Result<Option<Operation>, StoreError> {
         let until = Instant::now() + wait;
-        let slot = if wait.is_zero() { None } else { self.0.waiters.try_acquire().ok() };
-        let Some(_slot) = slot else { return Ok((self.0.store.get(id).await?, false)) };
         // Subscribed before reading, so that no change in between is missed.
         let mut changes = self.0.watch.subscribe(id);
         loop {
-            let operation = self.0.store.get(id).await?;
+            let operation = self.0.store.get(caller.scope(), id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
             if ended || Instant::now() >= until || self.0.shutdown.is_cancelled() {
-                return Ok((operation, true));
+                return Ok(operation);
             }
             tokio::select! {
                 () = changes.changed() => {}
                 () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
                 () = self.0.shutdown.cancelled() => {}
             }
+        }
+    }
+
+    /// Why there is no operation of that id for the caller. It makes no difference whether it is another's, or never was.
+    async fn missing(&self, caller: &Caller, id: OperationId) -> Error {
+        match self.0.store.was_forgotten(caller.scope(), id).await {
+            Ok(true) => Error::gone(),
+            Ok(false) => Error::not_found(),
+            Err(error) => error.into(),
         }
     }
 
@@ -123,6 +159,7 @@ pub(crate) fn router(app: App) -> Router {
     let broker = app.0.gateway.subscribe();
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/call/{kind}", post(requests::call))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))

@@ -1,5 +1,8 @@
 use super::App;
+use super::auth::Caller;
 use super::error::Error;
+use super::etag;
+use super::pages::Pages;
 use super::prefer::{Prefer, applied};
 use super::view::{OperationView, PREFERENCE_APPLIED, insert};
 use crate::operation::{Operation, State as OperationState};
@@ -32,14 +35,16 @@ fn yes() -> bool {
 /// `GET /v1/operations/{id}`: how far it is; 303 to the result once there is one. `Prefer: wait=N` waits for the end.
 pub(super) async fn status(
     State(app): State<App>,
+    caller: Caller,
     Path(id): Path<String>,
     query: Result<Query<StatusQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
     let wait = Prefer::from_headers(&headers).wait_at_most(app.0.http.wait_max);
-    let (operation, waited) = app.wait(parse_id(&id)?, wait).await?;
-    let operation = operation.ok_or_else(Error::not_found)?;
+    let id = parse_id(&id)?;
+    let (operation, waited) = app.wait(&caller, id, wait).await?;
+    let Some(operation) = operation else { return Err(app.missing(&caller, id).await) };
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
     let mut response = app.operation_response(status, &operation, &headers);
@@ -50,14 +55,14 @@ pub(super) async fn status(
     if let Some(applied) = applied(false, waited.then_some(wait)) {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
-    Ok(response)
+    Ok(etag::unless_known(response, &headers))
 }
 
 /// `GET /v1/operations/{id}/result`: the result, or the problem that the operation ended with.
-pub(super) async fn result(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Error> {
-    let operation = find(&app, &id).await?;
+pub(super) async fn result(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response, Error> {
+    let operation = find(&app, &caller, &id).await?;
     if operation.has_ended() {
-        return app.outcome_response(&operation).await;
+        return app.outcome_response(&caller, &operation).await;
     }
     let problem = Problem::new("not-finished", 404, "Not finished", "the operation has no result yet");
     Err(Error { problem, retry_after_seconds: Some(app.0.pace.retry_after(&operation, Timestamp::now())) })
@@ -75,39 +80,41 @@ pub(super) struct ListQuery {
 /// `GET /v1/operations`: newest first, in pages.
 pub(super) async fn list(
     State(app): State<App>,
+    caller: Caller,
     query: Result<Query<ListQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
     let size = query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max);
+    let pages = Pages::of(&caller, query.kind.as_deref(), query.status.as_deref());
     let filter = Filter {
         kind: query.kind.clone(),
         status: query.status.as_deref().map(status_filter).transpose()?,
-        before: query.page_token.as_deref().map(page_token).transpose()?,
+        before: query.page_token.as_deref().map(|token| pages.read(token)).transpose()?,
         limit: size + 1,
     };
-    let mut found = app.0.store.list(filter).await?;
+    let mut found = app.0.store.list(caller.scope(), filter).await?;
     let more = found.len() > size;
     found.truncate(size);
-    let next = found.last().filter(|_| more).map(|last| last.id);
+    let next = found.last().filter(|_| more).map(|last| pages.token(last.id));
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
     let views: Vec<_> = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
     let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
     if let Some(next) = next {
-        let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, next));
+        let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, &next));
         insert(&mut response, header::LINK, &link);
     }
     Ok(response)
 }
 
-fn next_page(query: &ListQuery, size: usize, next: OperationId) -> String {
+fn next_page(query: &ListQuery, size: usize, next: &str) -> String {
     let mut parameters = url::form_urlencoded::Serializer::new(String::new());
     for (name, value) in [("kind", &query.kind), ("status", &query.status)] {
         if let Some(value) = value {
             parameters.append_pair(name, value);
         }
     }
-    parameters.append_pair("pageSize", &size.to_string()).append_pair("pageToken", &next.to_string());
+    parameters.append_pair("pageSize", &size.to_string()).append_pair("pageToken", next);
     format!("/v1/operations?{}", parameters.finish())
 }
 
@@ -118,12 +125,12 @@ fn status_filter(given: &str) -> Result<&'static str, Error> {
         .ok_or_else(|| Error::bad_request(format!("status is one of {}", STATUSES.join(", "))))
 }
 
-fn page_token(given: &str) -> Result<OperationId, Error> {
-    given.parse().map_err(|_| Error::bad_request("pageToken is not one that a page gave"))
-}
-
-pub(super) async fn find(app: &App, id: &str) -> Result<Operation, Error> {
-    app.0.store.get(parse_id(id)?).await?.ok_or_else(Error::not_found)
+pub(super) async fn find(app: &App, caller: &Caller, id: &str) -> Result<Operation, Error> {
+    let id = parse_id(id)?;
+    match app.0.store.get(caller.scope(), id).await? {
+        Some(operation) => Ok(operation),
+        None => Err(app.missing(caller, id).await),
+    }
 }
 
 /// What is no id names no operation.

@@ -1,136 +1,156 @@
 use super::App;
+use super::auth::Caller;
 use super::error::Error;
+use super::idempotency::{self, Answering};
 use super::prefer::{Prefer, applied};
-use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, insert};
+use super::reading::{Given, Submission};
+use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, RATE_LIMIT, RATE_LIMIT_POLICY, insert};
+use crate::callers::Left;
 use crate::operation::Operation;
-use crate::store::StoreError;
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use crate::store::{Created, NewOperation, Room, StoreError};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::Value;
-use shared::message::{self, Content};
+use shared::crash;
+use shared::http::problem_response;
 use shared::problem::Problem;
-use shared::{crash, json};
 use std::time::Duration;
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SubmitQuery {
-    priority: Option<u8>,
-}
+/// After how many seconds a caller with all of its operations open, or with no room for bodies, may ask again: when
+/// there is room again is not known.
+const OPEN_AGAIN_SECONDS: u64 = 5;
+const BYTES_AGAIN_SECONDS: u64 = 60;
 
 /// `POST /v1/requests/{kind}`: stores the request, sends it, and answers 202; or the result if the caller waits and
 /// it comes in time.
-pub(super) async fn submit(
-    State(app): State<App>,
-    kind: Result<Path<String>, axum::extract::rejection::PathRejection>,
-    query: Result<Query<SubmitQuery>, axum::extract::rejection::QueryRejection>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Error> {
-    let Path(name) = kind.map_err(|error| Error::bad_request(error.body_text()))?;
-    let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
-    if query.priority.is_some_and(|priority| priority > 9) {
-        return Err(Error::bad_request("priority is a number from 0 to 9"));
-    }
-    let kind = app.0.kinds.get(&name)?;
-    require_json(&headers)?;
-    let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
-    let body = read_body(&app, body).await?;
-    kind.validate(&json::read::<Value>(&body).map_err(Problem::from)?)?;
+pub(super) async fn submit(State(app): State<App>, caller: Caller, given: Result<Given, Error>) -> Response {
+    counted(&app, &caller, async {
+        let given = given?;
+        let headers = given.headers.clone();
+        let (operation, _answering) = accept(&app, &caller, given.read(&app, &caller).await?).await?;
+        Ok(answer(&app, &caller, operation, &headers).await)
+    })
+    .await
+}
 
-    let now = Timestamp::now();
-    let mut operation = Operation::new(&name, now, timeout, app.0.unconfirmed).through(&kind.steps);
-    operation.priority = query.priority;
-    operation.traceparent = traceparent(&headers);
-    let content = Content::json(body);
+/// `POST /v1/call/{kind}`: the same for callers who know synchronous calls only. Answers with the result, or with the
+/// problem that the operation ended with.
+pub(super) async fn call(State(app): State<App>, caller: Caller, given: Result<Given, Error>) -> Response {
+    counted(&app, &caller, async {
+        let given = given?;
+        let headers = given.headers.clone();
+        let submission = given.read(&app, &caller).await?;
+        // First, since what is accepted can no longer be refused.
+        let slot = app.0.callers.waiter(&caller)?;
+        let (mut operation, _answering) = accept(&app, &caller, submission).await?;
+        let prefer = Prefer::from_headers(&headers);
+        let wait = prefer.wait.map_or(app.0.http.wait_max, |_| prefer.wait_at_most(app.0.http.wait_max));
+        if let Ok(Some(now)) = app.wait_in(slot, &caller, operation.id, wait).await {
+            operation = now;
+        }
+        let mut response = match outcome(&app, &caller, &operation, &headers).await {
+            Some(outcome) => outcome,
+            None => not_in_time(&app, &operation, &headers),
+        };
+        if let Some(applied) = applied(false, prefer.wait.map(|_| wait)) {
+            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+        }
+        Ok(response)
+    })
+    .await
+}
+
+/// Counts the request, and answers it if it is not one too many. Every answer tells what is left.
+async fn counted(app: &App, caller: &Caller, answer: impl Future<Output = Result<Response, Error>>) -> Response {
+    let left = app.0.callers.count(caller);
+    let answered = match left.refused {
+        true => Err(Error::over_quota("rate", left.quotas.rate_requests.get(), left.seconds)),
+        false => answer.await,
+    };
+    let mut response = answered.into_response();
+    tell(&mut response, &left);
+    response
+}
+
+/// draft-ietf-httpapi-ratelimit-headers-10.
+fn tell(response: &mut Response, left: &Left) {
+    let (requests, window, open) = (left.quotas.rate_requests, left.quotas.rate_window.as_secs(), left.quotas.open_max);
+    let policy = format!(r#""rate";q={requests};w={window}, "open";q={open};qu="concurrent-requests""#);
+    insert(response, RATE_LIMIT_POLICY, &policy);
+    insert(response, RATE_LIMIT, &format!(r#""rate";r={};t={}"#, left.requests, left.seconds));
+}
+
+/// Stores the request and sends it, or finds what was stored for it before. No other request with its key is taken
+/// until what is returned with it is dropped.
+async fn accept(app: &App, caller: &Caller, submission: Submission) -> Result<(Operation, Option<Answering>), Error> {
+    let Submission { operation, content, key } = submission;
+    let answering = key.as_ref().map(|key| app.0.being_answered.begin(caller, key)).transpose()?;
+    let quotas = app.0.callers.quotas(caller);
+    let room = Room { open_max: quotas.open_max, bytes_max: quotas.bytes_max };
+    let new = NewOperation { operation: operation.clone(), request: content.clone(), key, room };
     crash::point("requestor.create");
-    app.0.store.create(operation.clone(), content.clone()).await.map_err(not_accepted)?;
+    match app.0.store.create(new).await.map_err(not_accepted)? {
+        Created::New => {}
+        Created::Before(operation) => return Ok((*operation, answering)),
+        Created::OtherPayload => return Err(idempotency::reused()),
+        Created::TooManyOpen => return Err(Error::over_quota("open", quotas.open_max, OPEN_AGAIN_SECONDS)),
+        Created::TooManyBytes => return Err(Error::over_quota("bytes", quotas.bytes_max, BYTES_AGAIN_SECONDS)),
+    }
     crash::point("requestor.created");
-    metrics::counter!("arr_operations_accepted_total", "kind" => name).increment(1);
-    app.0.gateway.dispatch(&operation, content, now);
+    metrics::counter!("arr_operations_accepted_total", "kind" => operation.kind.clone()).increment(1);
+    app.0.gateway.dispatch(&operation, content, Timestamp::now());
     crash::point("requestor.accepted");
-    answer(&app, operation, &headers).await
+    Ok((operation, answering))
 }
 
 /// The request is accepted whatever happens now: a store that cannot be read leaves it at 202.
-async fn answer(app: &App, mut operation: Operation, headers: &HeaderMap) -> Result<Response, Error> {
+async fn answer(app: &App, caller: &Caller, mut operation: Operation, headers: &HeaderMap) -> Response {
     let prefer = Prefer::from_headers(headers);
     let wait = prefer.wait_at_most(app.0.http.wait_max);
-    let mut waited = None;
+    let mut waited: Option<Duration> = None;
+    let mut in_time = None;
     if !wait.is_zero()
-        && let Ok((Some(now), true)) = app.wait(operation.id, wait).await
+        && let Ok((Some(now), had_room)) = app.wait(caller, operation.id, wait).await
     {
-        (operation, waited) = (now, Some(wait));
+        in_time = outcome(app, caller, &now, headers).await;
+        (operation, waited) = (now, had_room.then_some(wait));
     }
-    let url = app.operation_url(headers, operation.id);
-    let outcome = match operation.has_ended() {
-        true => app.outcome_response(&operation).await.ok(),
-        false => None,
-    };
-    let in_time = outcome.is_some();
-    let mut response = outcome.unwrap_or_else(|| app.operation_response(StatusCode::ACCEPTED, &operation, headers));
-    if in_time {
-        insert(&mut response, header::CONTENT_LOCATION, &format!("{url}/result"));
-        insert(&mut response, OPERATION_LOCATION, &url);
-    } else {
-        insert(&mut response, header::LOCATION, &url);
-    }
-    if let Some(applied) = applied(prefer.respond_async && !in_time, waited) {
+    let respond_async = prefer.respond_async && in_time.is_none();
+    let mut response = in_time.unwrap_or_else(|| {
+        let mut accepted = app.operation_response(StatusCode::ACCEPTED, &operation, headers);
+        insert(&mut accepted, header::LOCATION, &app.operation_url(headers, operation.id));
+        accepted
+    });
+    if let Some(applied) = applied(respond_async, waited) {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
-    Ok(response)
+    response
 }
 
-fn require_json(headers: &HeaderMap) -> Result<(), Error> {
-    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = given.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case(message::JSON) {
-        return Err(Error::unsupported_media_type(given));
+/// The result or the problem, if the operation has ended and can be read.
+async fn outcome(app: &App, caller: &Caller, operation: &Operation, headers: &HeaderMap) -> Option<Response> {
+    if !operation.has_ended() {
+        return None;
     }
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => {
-            let detail = format!("send the body as it is, without Content-Encoding: {encoding:?}");
-            Err(Problem::new("unsupported-media-type", 415, "Unsupported media type", detail).into())
-        }
-        _ => Ok(()),
-    }
+    let mut response = app.outcome_response(caller, operation).await.ok()?;
+    let url = app.operation_url(headers, operation.id);
+    insert(&mut response, header::CONTENT_LOCATION, &format!("{url}/result"));
+    insert(&mut response, OPERATION_LOCATION, &url);
+    Some(response)
 }
 
-pub(super) fn timeout(headers: &HeaderMap, default: Duration, longest: Duration) -> Result<Duration, Error> {
-    let Some(value) = headers.get("operation-timeout") else { return Ok(default) };
-    let text = value.to_str().map_err(|_| Error::bad_request("Operation-Timeout is not text"))?;
-    let timeout = shared::config::duration::parse(text)
-        .map_err(|error| Error::bad_request(format!("Operation-Timeout: {error}")))?;
-    if timeout.is_zero() || timeout > longest {
-        let longest = longest.as_secs();
-        return Err(Error::bad_request(format!("Operation-Timeout is more than 0 and at most {longest}s")));
-    }
-    Ok(timeout)
-}
-
-/// The one header of a caller's that goes into a message. `tracestate` does not: it is free text of others.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
-    message::is_traceparent(value).then(|| value.to_owned())
-}
-
-async fn read_body(app: &App, body: Body) -> Result<Bytes, Error> {
-    let limit = app.0.http.body_bytes_max;
-    let read = axum::body::to_bytes(body, limit);
-    match tokio::time::timeout(app.0.http.body_timeout, read).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(Error::too_large(limit)),
-        Ok(Err(_)) => Err(Error::bad_request("the body ended early")),
-        Err(_) => Err(Problem::new("too-slow", 408, "Request too slow", "the body did not come in time").into()),
-    }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+/// What a synchronous caller is told of an operation that takes longer.
+fn not_in_time(app: &App, operation: &Operation, headers: &HeaderMap) -> Response {
+    let url = app.operation_url(headers, operation.id);
+    let detail = "the request was accepted and is still carried out; its outcome will be at the URL in operation";
+    let problem = Problem::new("not-in-time", 504, "No outcome yet", detail).with("operation", url.as_str());
+    let mut response = problem_response(&problem);
+    let seconds = app.0.pace.retry_after(operation, Timestamp::now());
+    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    insert(&mut response, header::LINK, &format!("<{url}>; rel=\"status\""));
+    insert(&mut response, OPERATION_LOCATION, &url);
+    response
 }
 
 /// The one failure of the store after which the caller may simply ask again.

@@ -1,23 +1,31 @@
 use super::App;
-use crate::operation::{LateOutcome, Operation, State};
+use super::auth::Caller;
+use super::error::Error;
+use super::etag;
+use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
 use crate::store::status_name;
-use axum::Json;
+use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::http::problem_response;
-use shared::message::{Content, OperationId, Progress};
+use shared::message::{self, Content, OperationId, Progress};
 use shared::problem::Problem;
 
 pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OperationView<'a> {
     id: OperationId,
+    /// Absent while nobody has a key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
     kind: &'a str,
     status: &'static str,
     created_at: Timestamp,
@@ -58,6 +66,7 @@ impl<'a> OperationView<'a> {
         let succeeded = operation.state == State::Succeeded;
         Self {
             id: operation.id,
+            owner: Some(operation.owner.as_str()).filter(|owner| *owner != ANONYMOUS),
             kind: &operation.kind,
             status: status_name(operation),
             created_at: operation.created_at,
@@ -102,7 +111,11 @@ impl App {
         headers: &HeaderMap,
     ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let mut response = (status, Json(OperationView::new(operation, &url))).into_response();
+        let body = serde_json::to_vec(&OperationView::new(operation, &url)).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], Bytes::from(body.clone())).into_response();
+        if status == StatusCode::OK {
+            etag::mark(&mut response, &body);
+        }
         if !operation.has_ended() {
             let seconds = self.0.pace.retry_after(operation, Timestamp::now());
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
@@ -112,12 +125,14 @@ impl App {
     }
 
     /// The result of an operation that has ended, or the problem that it ended with.
-    pub(super) async fn outcome_response(&self, operation: &Operation) -> Result<Response, super::error::Error> {
+    pub(super) async fn outcome_response(&self, caller: &Caller, operation: &Operation) -> Result<Response, Error> {
         if let Some(problem) = operation.error() {
             return Ok(problem_response(problem));
         }
-        let content = self.0.store.result(operation.id).await?.ok_or_else(super::error::Error::not_found)?;
-        Ok(content_response(content))
+        match self.0.store.result(caller.scope(), operation.id).await? {
+            Some(content) => Ok(content_response(content)),
+            None => Err(self.missing(caller, operation.id).await),
+        }
     }
 }
 

@@ -15,11 +15,16 @@ use shared::message::{Content, OperationId, Progress, Reply};
 use shared::problem::Problem;
 use std::time::Duration;
 
+/// The caller of everything while there are no API keys.
+pub const ANONYMOUS: &str = "anonymous";
+
 /// A request that was accepted, and what is known of it so far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operation {
     /// Also the correlation id of its messages.
     pub id: OperationId,
+    /// The caller who asked for it; nobody else but an admin learns that it is there.
+    pub owner: String,
     /// What the caller asked for.
     pub kind: String,
     /// What the step under way asks for: `kind`, or a step of the pipeline that `kind` is, or the fallback of one.
@@ -167,6 +172,7 @@ impl Operation {
         let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         Self {
             id: OperationId::new(),
+            owner: ANONYMOUS.into(),
             kind: kind.into(),
             asks: kind.into(),
             steps: Vec::new(),
@@ -192,6 +198,13 @@ impl Operation {
             next_send_at: after(now, first_send_after),
             events: 0,
         }
+    }
+
+    /// The same, asked for by `owner`.
+    #[must_use]
+    pub fn owned_by(mut self, owner: &str) -> Self {
+        self.owner = owner.into();
+        self
     }
 
     /// The same as a pipeline of these `steps`.

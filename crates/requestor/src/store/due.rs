@@ -1,6 +1,7 @@
 //! What the sweeper asks for and writes down.
 
-use super::tables::{TABLES, from_row, load_content};
+use super::owners::forget;
+use super::tables::{TABLES, content_bytes, from_row, load_content};
 use super::{Sent, Store, StoreError};
 use crate::operation::Operation;
 use crate::rules::{doubled, half_jittered};
@@ -106,11 +107,12 @@ impl Store {
             .await
     }
 
-    /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it.
+    /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it. Of
+    /// the last `keep` it is still known that they were there.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn purge(&self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
+    pub async fn purge(&self, now: Timestamp, limit: usize, keep: u64) -> Result<usize, StoreError> {
         let sql = "select id from operations where status >= 2 and expires_at <= ?1 order by expires_at limit ?2";
         self.database
             .write(move |connection| {
@@ -118,6 +120,8 @@ impl Store {
                 let rows = statement.query_map(params![now.as_millisecond(), limit], |row| row.get::<_, Uuid>(0))?;
                 let ids = rows.collect::<rusqlite::Result<Vec<_>>>()?;
                 for id in &ids {
+                    let bytes = |table| content_bytes(connection, table, OperationId(*id));
+                    forget(connection, OperationId(*id), bytes("requests")? + bytes("results")?, keep)?;
                     for table in TABLES {
                         connection.prepare_cached(&format!("delete from {table} where id = ?1"))?.execute([id])?;
                     }

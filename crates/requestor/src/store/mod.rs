@@ -1,6 +1,7 @@
 //! Where operations are kept. The only place with SQL.
 
 mod due;
+mod owners;
 mod sqlite;
 mod tables;
 
@@ -8,9 +9,29 @@ pub use sqlite::Store;
 
 use crate::operation::{Change, Operation};
 use jiff::Timestamp;
-use shared::message::OperationId;
+use shared::message::{Content, OperationId};
+use std::sync::Arc;
 
 pub use shared::database::DatabaseError as StoreError;
+
+/// Whose operations a query may see. All that is asked for a caller has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody's.
+    All,
+    /// Those of this caller.
+    Of(Arc<str>),
+}
+
+impl Scope {
+    /// The one caller whose operations are meant.
+    pub(crate) fn owner(&self) -> Option<&str> {
+        match self {
+            Self::All => None,
+            Self::Of(owner) => Some(owner),
+        }
+    }
+}
 
 /// Which operations to list, newest first.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +44,52 @@ pub struct Filter {
     pub before: Option<OperationId>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// An operation to be stored.
+#[derive(Clone, Debug)]
+pub struct NewOperation {
+    /// The operation.
+    pub operation: Operation,
+    /// Its request.
+    pub request: Content,
+    /// What its owner will know it by if the answer is lost.
+    pub key: Option<IdempotencyKey>,
+    /// What its owner may have.
+    pub room: Room,
+}
+
+/// A key that an owner uses for one request only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The key.
+    pub key: String,
+    /// Tells the request from others.
+    pub fingerprint: Vec<u8>,
+}
+
+/// How much of an owner's the store takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Operations that have not ended.
+    pub open_max: u64,
+    /// Bytes of requests, results and records.
+    pub bytes_max: u64,
+}
+
+/// What came of a new operation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// It is stored.
+    New,
+    /// Its request was stored before with its key, as this operation.
+    Before(Box<Operation>),
+    /// Its key was used for another request.
+    OtherPayload,
+    /// Its owner has as many open operations as there may be.
+    TooManyOpen,
+    /// It would take more bytes than its owner may have.
+    TooManyBytes,
 }
 
 /// What applying an event did.

@@ -1,5 +1,6 @@
+use super::owners::use_more;
 use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
-use super::{Applied, Filter, STATUSES, StoreError};
+use super::{Applied, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
 use jiff::Timestamp;
@@ -25,48 +26,40 @@ impl Store {
         Ok(Self { database, rules: Arc::new(rules) })
     }
 
-    /// Stores a new operation with its request. When this returns, it is durable.
+    /// The operation, if there is one in `scope`.
     ///
     /// # Errors
-    /// [`StoreError`]; then nothing is stored.
-    pub async fn create(&self, mut operation: Operation, request: Content) -> Result<(), StoreError> {
+    /// [`StoreError`].
+    pub async fn get(&self, scope: Scope, id: OperationId) -> Result<Option<Operation>, StoreError> {
+        self.database.read(move |connection| load(connection, &scope, id)).await
+    }
+
+    /// The result, if the operation is in `scope` and has succeeded.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn result(&self, scope: Scope, id: OperationId) -> Result<Option<Content>, StoreError> {
         self.database
-            .write(move |connection| {
-                let entry = operation.record_created();
-                save(connection, &operation, true)?;
-                save_entry(connection, operation.id, &entry)?;
-                save_content(connection, "requests", operation.id, &request)
+            .read(move |connection| match load(connection, &scope, id)? {
+                Some(_) => load_content(connection, "results", id),
+                None => Ok(None),
             })
             .await
     }
 
-    /// The operation, if there is one.
+    /// Operations in `scope`, newest first.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn get(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
-        self.database.read(move |connection| load(connection, id)).await
-    }
-
-    /// The result, if the operation has succeeded.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn result(&self, id: OperationId) -> Result<Option<Content>, StoreError> {
-        self.database.read(move |connection| load_content(connection, "results", id)).await
-    }
-
-    /// Operations, newest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn list(&self, filter: Filter) -> Result<Vec<Operation>, StoreError> {
+    pub async fn list(&self, scope: Scope, filter: Filter) -> Result<Vec<Operation>, StoreError> {
         self.database
             .read(move |connection| {
                 let status = filter.status.and_then(|name| STATUSES.iter().position(|status| *status == name));
                 let before = filter.before.map(|id| id.0);
                 let (mut sql, mut parameters) = ("select * from operations where true".to_owned(), Vec::new());
-                let conditions: [(&str, Option<&dyn ToSql>); 3] = [
+                let owner = scope.owner();
+                let conditions: [(&str, Option<&dyn ToSql>); 4] = [
+                    (" and owner = ?", owner.as_ref().map(|owner| owner as _)),
                     (" and kind = ?", filter.kind.as_ref().map(|kind| kind as _)),
                     (" and status = ?", status.as_ref().map(|status| status as _)),
                     (" and id < ?", before.as_ref().map(|id| id as _)),
@@ -84,16 +77,30 @@ impl Store {
             .await
     }
 
-    /// Applies `event`. When this returns, the change is durable. None if there is no such operation.
+    /// Applies `event` to whosever operation it is; see [`Self::apply_in`].
     ///
     /// # Errors
     /// [`StoreError`]; then nothing has changed.
     pub async fn apply(&self, id: OperationId, event: Event, now: Timestamp) -> Result<Option<Applied>, StoreError> {
+        self.apply_in(Scope::All, id, event, now).await
+    }
+
+    /// Applies `event`. When this returns, the change is durable. None if there is no such operation in `scope`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing has changed.
+    pub async fn apply_in(
+        &self,
+        scope: Scope,
+        id: OperationId,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<Option<Applied>, StoreError> {
         let rules = Arc::clone(&self.rules);
         self.database
             .write(move |connection| {
-                let Some(mut operation) = load(connection, id)? else { return Ok(None) };
-                let rules = rules.draw(&operation.asks);
+                let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
+                let (rules, open) = (rules.draw(&operation.asks), !operation.has_ended());
                 let change = operation.apply(event, now, &rules);
                 let entry = operation.record(&change, now, rules.events_max);
                 if change != Change::None {
@@ -102,25 +109,36 @@ impl Store {
                 if let Some(entry) = entry {
                     save_entry(connection, id, &entry)?;
                 }
-                match &change {
+                let bytes = match &change {
                     Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
                     Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
-                    _ => {}
-                }
+                    _ => 0,
+                };
+                let opened = i64::from(!operation.has_ended()) - i64::from(open);
+                use_more(connection, &operation.owner, opened, bytes)?;
                 Ok(Some(Applied { operation, change }))
             })
             .await
     }
 
-    /// Entries of an operation's event log with a number above `after`, in order.
+    /// Entries of the event log of an operation in `scope` with a number above `after`, in order.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn events(&self, id: OperationId, after: u32, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let sql = "select * from events where id = ?1 and number > ?2 order by number limit ?3";
+    pub async fn events(
+        &self,
+        scope: Scope,
+        id: OperationId,
+        after: u32,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let sql = "select * from events where id = ?1 and number > ?2
+            and exists (select 1 from operations where id = ?1 and (?4 is null or owner = ?4))
+            order by number limit ?3";
         self.database
             .read(move |connection| {
-                connection.prepare_cached(sql)?.query_map(params![id.0, after, limit], entry_from_row)?.collect()
+                let parameters = params![id.0, after, limit, scope.owner()];
+                connection.prepare_cached(sql)?.query_map(parameters, entry_from_row)?.collect()
             })
             .await
     }

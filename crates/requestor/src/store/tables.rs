@@ -1,5 +1,6 @@
 //! The tables, and how an operation looks in them.
 
+use super::Scope;
 use crate::operation::{Entry, Operation, State};
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type};
@@ -65,14 +66,34 @@ create table events (
 ) strict, without rowid;
 ";
 
+// What was accepted before there were callers belongs to the one that everybody is without a key.
+const OWNERS: &str = "
+alter table operations add column owner text not null default 'anonymous';
+create index operations_by_owner on operations (owner, id);
+";
+
+// A key is unique for its owner, and goes with its operation. What is used of the quotas is counted in the commit that
+// uses it. Ids of forgotten operations are numbered, so that the oldest can be told without a date.
+const KEYS_QUOTAS_FORGOTTEN: &str = "
+alter table operations add column idempotency_key text;
+alter table operations add column fingerprint blob;
+create unique index operations_by_key on operations (owner, idempotency_key) where idempotency_key is not null;
+create table used (owner text primary key, open integer not null, bytes integer not null) strict, without rowid;
+insert into used select owner, sum(status < 2), sum(1024
+    + coalesce((select length(body) from requests where requests.id = operations.id), 0)
+    + coalesce((select length(body) from results where results.id = operations.id), 0))
+    from operations group by owner;
+create table forgotten (number integer primary key, id blob not null unique, owner text not null) strict;
+";
+
 /// All tables that have rows of an operation.
 pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
 
-const INSERT: &str = "insert into operations (id, kind, created_at, priority, traceparent, steps, status, updated_at,
+const INSERT: &str = "insert into operations (id, owner, kind, created_at, priority, traceparent, steps, status, updated_at,
         deadline, ended_at, expires_at, asks, step, position, attempt, attempts_before, version, progress_attempt,
         progress_sequence, percent, message, error, late_outcome, last_problem, sends, next_send_at, cancel_requested,
         cancels, next_cancel_at, events)
-    values (:id, :kind, :created_at, :priority, :traceparent, :steps, :status, :updated_at,
+    values (:id, :owner, :kind, :created_at, :priority, :traceparent, :steps, :status, :updated_at,
         :deadline, :ended_at, :expires_at, :asks, :step, :position, :attempt, :attempts_before, :version, :progress_attempt,
         :progress_sequence, :percent, :message, :error, :late_outcome, :last_problem, :sends, :next_send_at, :cancel_requested,
         :cancels, :next_cancel_at, :events)";
@@ -87,7 +108,7 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS)])
+    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS), M::up(OWNERS), M::up(KEYS_QUOTAS_FORGOTTEN)])
 }
 
 /// An operation's number in the column `status`, which is also its place among the statuses' names.
@@ -101,8 +122,12 @@ pub(super) fn status_number(operation: &Operation) -> usize {
     }
 }
 
-pub(super) fn load(connection: &Connection, id: OperationId) -> rusqlite::Result<Option<Operation>> {
-    connection.prepare_cached("select * from operations where id = ?1")?.query_row([id.0], from_row).optional()
+/// The operation, if there is one in `scope`. What is out of scope takes the same path as what is not there.
+pub(super) fn load(connection: &Connection, scope: &Scope, id: OperationId) -> rusqlite::Result<Option<Operation>> {
+    connection
+        .prepare_cached("select * from operations where id = ?1 and (?2 is null or owner = ?2)")?
+        .query_row(params![id.0, scope.owner()], from_row)
+        .optional()
 }
 
 pub(super) fn load_content(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<Option<Content>> {
@@ -112,18 +137,26 @@ pub(super) fn load_content(connection: &Connection, table: &str, id: OperationId
         .optional()
 }
 
+/// Saves it in the place of what is there; how many bytes that is more.
 pub(super) fn save_content(
     connection: &Connection,
     table: &str,
     id: OperationId,
     content: &Content,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<i64> {
+    let before = content_bytes(connection, table, id)?;
     connection.prepare_cached(&format!("insert or replace into {table} values (?1, ?2, ?3)"))?.execute(params![
         id.0,
         content.content_type,
         &content.body[..]
     ])?;
-    Ok(())
+    Ok(content.body.len() as i64 - before)
+}
+
+/// How large the body in `table` is; SQLite does not read it for that.
+pub(super) fn content_bytes(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<i64> {
+    let sql = format!("select length(body) from {table} where id = ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0)).optional()?.unwrap_or_default())
 }
 
 pub(super) fn save_entry(connection: &Connection, id: OperationId, entry: &Entry) -> rusqlite::Result<()> {
@@ -171,7 +204,7 @@ pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) ->
         ":events": operation.events,
     };
     let fixed = named_params! {
-        ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
+        ":owner": operation.owner, ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
         ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps,
     };
     let parameters = if new { [changing, fixed].concat() } else { changing.to_vec() };
@@ -185,6 +218,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
     let steps: Option<String> = row.get("steps")?;
     Ok(Operation {
         id: OperationId(row.get("id")?),
+        owner: row.get("owner")?,
         kind: row.get("kind")?,
         asks: row.get("asks")?,
         steps: steps.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
@@ -243,6 +277,7 @@ fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operation::ANONYMOUS;
 
     #[test]
     fn operations_of_the_first_version_are_read_as_they_were() {
@@ -254,14 +289,15 @@ mod tests {
             sends, next_send_at) values (?1, 'echo', 0, 1, 2, 3, 1, 1, 1, 0, 4)";
         connection.execute(insert, [id.0]).unwrap();
         migrations().to_latest(&mut connection).unwrap();
-        let mut operation = load(&connection, id).unwrap().unwrap();
+        let mut operation = load(&connection, &Scope::All, id).unwrap().unwrap();
         assert_eq!((operation.asks.as_str(), operation.position, operation.events), ("echo", 1, 0));
+        assert_eq!(operation.owner, ANONYMOUS);
         operation.cancel_requested = true;
         operation.state = State::Canceled(Problem::canceled());
         operation.steps = vec!["echo".into()];
         save(&connection, &operation, false).unwrap();
         operation.steps.clear();
-        assert_eq!(load(&connection, id).unwrap(), Some(operation), "the steps never change");
+        assert_eq!(load(&connection, &Scope::All, id).unwrap(), Some(operation), "the steps never change");
     }
 
     #[test]
@@ -269,10 +305,13 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrations().to_latest(&mut connection).unwrap();
         let minute = std::time::Duration::from_secs(60);
-        let mut operation = Operation::new("pair", Timestamp::now(), minute, minute).through(&["a".into(), "b".into()]);
+        let pair = Operation::new("pair", Timestamp::now(), minute, minute).through(&["a".into(), "b".into()]);
+        let mut operation = pair.owned_by("me");
         (operation.priority, operation.traceparent) = (Some(3), Some("00-ab-cd-01".into()));
         save(&connection, &operation, true).unwrap();
-        assert_eq!(load(&connection, operation.id).unwrap().as_ref(), Some(&operation));
+        assert_eq!(load(&connection, &Scope::All, operation.id).unwrap().as_ref(), Some(&operation));
+        assert_eq!(load(&connection, &Scope::Of("me".into()), operation.id).unwrap().as_ref(), Some(&operation));
+        assert_eq!(load(&connection, &Scope::Of("you".into()), operation.id).unwrap(), None);
         operation.asks = "b".into();
         (operation.step, operation.position, operation.attempt, operation.attempts_before) = (3, 2, 5, 4);
         (operation.cancel_requested, operation.cancels, operation.events, operation.version) = (true, 2, 9, 8);
@@ -281,6 +320,6 @@ mod tests {
         operation.last_problem = Some(Problem::canceled());
         operation.state = State::Failed(Problem::deadline_exceeded());
         save(&connection, &operation, false).unwrap();
-        assert_eq!(load(&connection, operation.id).unwrap(), Some(operation));
+        assert_eq!(load(&connection, &Scope::All, operation.id).unwrap(), Some(operation));
     }
 }

@@ -1,0 +1,99 @@
+//! What is kept for each owner: idempotency keys, what is used of the quotas, and which operations were forgotten.
+
+use super::tables::{from_row, save, save_content, save_entry};
+use super::{Created, IdempotencyKey, NewOperation, Room, Scope, Store, StoreError};
+use crate::operation::Operation;
+use rusqlite::{Connection, OptionalExtension, params};
+use shared::message::{Content, OperationId};
+
+/// What an operation takes beside its bodies: about the size of its record, its log and their indices.
+const RECORD_BYTES: i64 = 1024;
+
+impl Store {
+    /// Stores a new operation with its request, unless its idempotency key was there before or its owner has no room.
+    /// When this returns, it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing is stored.
+    pub async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
+        self.database.write(move |connection| create(connection, new)).await
+    }
+
+    /// Whether an operation in `scope` was there, but is forgotten by now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn was_forgotten(&self, scope: Scope, id: OperationId) -> Result<bool, StoreError> {
+        let sql = "select 1 from forgotten where id = ?1 and (?2 is null or owner = ?2)";
+        self.database.read(move |connection| connection.prepare_cached(sql)?.exists(params![id.0, scope.owner()])).await
+    }
+}
+
+fn create(connection: &Connection, new: NewOperation) -> rusqlite::Result<Created> {
+    let NewOperation { mut operation, request, key, room } = new;
+    if let Some(key) = &key
+        && let Some((before, fingerprint)) = with_key(connection, &operation.owner, &key.key)?
+    {
+        return Ok(if fingerprint == key.fingerprint { Created::Before(before.into()) } else { Created::OtherPayload });
+    }
+    if let Some(full) = full(connection, &operation.owner, &request, room)? {
+        return Ok(full);
+    }
+    let entry = operation.record_created();
+    save(connection, &operation, true)?;
+    save_entry(connection, operation.id, &entry)?;
+    let bytes = save_content(connection, "requests", operation.id, &request)?;
+    use_more(connection, &operation.owner, 1, RECORD_BYTES + bytes)?;
+    if let Some(IdempotencyKey { key, fingerprint }) = key {
+        let sql = "update operations set idempotency_key = ?2, fingerprint = ?3 where id = ?1";
+        connection.prepare_cached(sql)?.execute(params![operation.id.0, key, fingerprint])?;
+    }
+    Ok(Created::New)
+}
+
+/// The operation that was created with that key, and what its request was.
+fn with_key(connection: &Connection, owner: &str, key: &str) -> rusqlite::Result<Option<(Operation, Vec<u8>)>> {
+    connection
+        .prepare_cached("select * from operations where owner = ?1 and idempotency_key = ?2")?
+        .query_row([owner, key], |row| Ok((from_row(row)?, row.get("fingerprint")?)))
+        .optional()
+}
+
+fn full(connection: &Connection, owner: &str, request: &Content, room: Room) -> rusqlite::Result<Option<Created>> {
+    let used = connection
+        .prepare_cached("select open, bytes from used where owner = ?1")?
+        .query_row([owner], |row| Ok((row.get::<_, i64>("open")?, row.get::<_, i64>("bytes")?)));
+    let (open, bytes) = used.optional()?.unwrap_or_default();
+    let bytes = bytes.saturating_add(RECORD_BYTES + request.body.len() as i64);
+    Ok(if open >= signed(room.open_max) {
+        Some(Created::TooManyOpen)
+    } else {
+        (bytes > signed(room.bytes_max)).then_some(Created::TooManyBytes)
+    })
+}
+
+fn signed(number: u64) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
+/// Counts operations that were opened or have ended, and bytes that were stored or removed.
+pub(super) fn use_more(connection: &Connection, owner: &str, open: i64, bytes: i64) -> rusqlite::Result<()> {
+    if (open, bytes) != (0, 0) {
+        let sql = "insert into used (owner, open, bytes) values (?1, ?2, ?3)
+            on conflict (owner) do update set open = open + excluded.open, bytes = bytes + excluded.bytes";
+        connection.prepare_cached(sql)?.execute(params![owner, open, bytes])?;
+    }
+    Ok(())
+}
+
+/// Notes that an operation with bodies of `bytes` is forgotten. Of the oldest such notes nothing is kept beyond `keep`.
+pub(super) fn forget(connection: &Connection, id: OperationId, bytes: i64, keep: u64) -> rusqlite::Result<()> {
+    let owner: String = connection
+        .prepare_cached("select owner from operations where id = ?1")?
+        .query_row([id.0], |row| row.get("owner"))?;
+    use_more(connection, &owner, 0, -(RECORD_BYTES + bytes))?;
+    connection.prepare_cached("insert into forgotten (id, owner) values (?1, ?2)")?.execute(params![id.0, owner])?;
+    let sql = "delete from forgotten where number <= (select max(number) from forgotten) - ?1";
+    connection.prepare_cached(sql)?.execute([signed(keep)])?;
+    Ok(())
+}
