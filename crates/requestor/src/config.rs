@@ -5,7 +5,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
 use shared::message::ANNOUNCEMENT_BYTES_MAX;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
@@ -67,6 +67,7 @@ pub struct HttpConfig {
     pub streams_max: usize,
     pub streams: StreamsConfig,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
 }
 
 /// The section `[http.streams]`.
@@ -212,6 +213,14 @@ impl Config {
         Ok(config)
     }
 
+    /// Checks what this machine has for it: the certificate's files, and descriptors for the connections, of which it
+    /// may have to take fewer.
+    pub(crate) fn fit_machine(&mut self) -> anyhow::Result<()> {
+        self.http.tls.validate()?;
+        self.http.limits.fit_descriptors()?;
+        self.http.validate(!self.callers.is_empty())
+    }
+
     /// What decides how operations change.
     #[must_use]
     pub fn rules(&self) -> RulesByKind {
@@ -324,6 +333,11 @@ impl Config {
 }
 
 impl HttpConfig {
+    /// What URLs of this service begin with, where nothing else is known.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls.is_on() { "https" } else { "http" }
+    }
+
     fn validate(&self, keys: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             keys || self.allow_anonymous || self.listen.ip().is_loopback(),
@@ -334,6 +348,7 @@ impl HttpConfig {
             let url = url::Url::parse(&self.public_url).context("http.public_url")?;
             anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "http.public_url must be http:// or https://");
         }
+        self.limits.validate()?;
         anyhow::ensure!(
             self.waiters_max < self.limits.connections_max,
             "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"

@@ -67,12 +67,9 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     let app = http::App::new(&config, kinds, parts, webhooks, shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
-    let sockets = app.sockets();
     let server = async {
-        let served = shared::http::serve(listener, http::router(app), &config.http.limits, &shutdown).await;
-        // The server has let go of connections that became WebSockets.
-        sockets.close();
-        let _ = tokio::time::timeout(config.http.limits.drain, sockets.wait()).await;
+        let served =
+            shared::http::serve(listener, http::router(app), &config.http.limits, &config.http.tls, &shutdown).await;
         http_ended.cancel();
         served
     };
