@@ -62,6 +62,10 @@ pub struct HttpConfig {
     pub wait_max: Duration,
     pub waiters_max: usize,
     pub page_size_max: usize,
+    #[serde(with = "duration")]
+    pub retry_after_min: Duration,
+    #[serde(with = "duration")]
+    pub retry_after_max: Duration,
     pub limits: ServerLimits,
 }
 
@@ -156,6 +160,8 @@ pub struct KindConfig {
     pub fallback: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
 }
 
 /// One of the sections `[pipelines.…]`.
@@ -238,6 +244,10 @@ impl Config {
             let attempts = settings.attempts.unwrap_or(self.retries.attempts);
             anyhow::ensure!(attempts > 0, "retries.attempts and kinds.{kind}.attempts must be at least 1");
             anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
+            anyhow::ensure!(
+                settings.queue.as_deref().is_none_or(is_foreign_queue),
+                "kinds.{kind}.queue: name a queue of at most 255 bytes that is none of ours (arr.…) or the broker's (amq.…)"
+            );
             self.validate_fallbacks(kind)?;
         }
         for (name, pipeline) in &self.pipelines {
@@ -307,6 +317,11 @@ impl Config {
     }
 }
 
+/// Whether a plain RPC server may be asked through this queue.
+fn is_foreign_queue(name: &str) -> bool {
+    matches!(name.len(), 1..=255) && !name.starts_with("arr.") && !name.starts_with("amq.")
+}
+
 impl HttpConfig {
     fn validate(&self, keys: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
@@ -323,6 +338,10 @@ impl HttpConfig {
             "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"
         );
         anyhow::ensure!(self.page_size_max > 0, "http.page_size_max must be at least 1");
+        anyhow::ensure!(
+            self.retry_after_min <= self.retry_after_max,
+            "http.retry_after_min is above http.retry_after_max"
+        );
         Ok(())
     }
 }

@@ -49,11 +49,13 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     let store = Store::open(config.store.url.expose(), config.rules()).context("store")?;
     kinds.restore(store.announced().await.context("store")?);
     kinds.check_references()?;
-    let (watch, pace) = (Watch::default(), Pace::default());
+    let bounds = (config.http.retry_after_min, config.http.retry_after_max);
+    let (watch, pace) = (Watch::default(), Pace::new(kinds.clone(), bounds));
+    pace.warm_up(&store).await.context("store")?;
     let (gateway, queues) = Gateway::new(&config, kinds.clone(), store.clone(), watch.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
-    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());
+    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace.clone()), shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
@@ -63,7 +65,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     };
     let background = async {
         let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, pace.look(&store, &http_ended))
     };
     tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,

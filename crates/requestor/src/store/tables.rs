@@ -86,6 +86,9 @@ insert into used select owner, sum(status < 2), sum(1024
 create table forgotten (number integer primary key, id blob not null unique, owner text not null) strict;
 ";
 
+// Finds those of a kind that are open, in order, without looking at all that have ended.
+const OPEN_BY_KIND: &str = "create index operations_open_by_kind on operations (kind, id) where status < 2;";
+
 /// All tables that have rows of an operation.
 pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
 
@@ -108,7 +111,7 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    let texts = [CREATE, CANCELS_STEPS_EVENTS, OWNERS, KEYS_QUOTAS_FORGOTTEN, super::announced::CREATE];
+    let texts = [CREATE, CANCELS_STEPS_EVENTS, OWNERS, KEYS_QUOTAS_FORGOTTEN, super::announced::CREATE, OPEN_BY_KIND];
     Migrations::new(texts.map(M::up).to_vec())
 }
 
