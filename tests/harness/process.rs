@@ -118,8 +118,9 @@ impl Service {
 
     /// Waits until it listens.
     pub async fn listening(&self) {
+        let tls = self.variables.iter().any(|(name, _)| name.ends_with("_HTTP__TLS__CERTIFICATE"));
         eventually(&format!("{} listens", self.name), async || {
-            let healthy = shared::http::check(([127, 0, 0, 1], self.port).into()).await;
+            let healthy = shared::http::check(([127, 0, 0, 1], self.port).into(), tls).await;
             healthy.map_err(|error| format!("{error:#}; log: {}", self.log()))
         })
         .await;

@@ -2,7 +2,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
 use std::collections::BTreeMap;
@@ -94,6 +94,7 @@ pub struct AnnouncementsConfig {
 pub struct HttpConfig {
     pub listen: SocketAddr,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
 }
 
 /// The section `[ledger]`.
@@ -228,6 +229,7 @@ impl Config {
         database::validate_url(self.ledger.url.expose()).context("ledger.url")?;
         self.payments.validate()?;
         self.validate_times()?;
+        self.http.limits.validate()?;
         self.broker.validate()
     }
 

@@ -5,7 +5,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
 use shared::message::ANNOUNCEMENT_BYTES_MAX;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
@@ -66,7 +66,12 @@ pub struct HttpConfig {
     pub page_size_max: usize,
     pub streams_max: usize,
     pub streams: StreamsConfig,
+    #[serde(with = "duration")]
+    pub retry_after_min: Duration,
+    #[serde(with = "duration")]
+    pub retry_after_max: Duration,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
 }
 
 /// The section `[http.streams]`.
@@ -170,6 +175,8 @@ pub struct KindConfig {
     pub fallback: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
 }
 
 /// One of the sections `[pipelines.…]`.
@@ -212,6 +219,14 @@ impl Config {
         Ok(config)
     }
 
+    /// Checks what this machine has for it: the certificate's files, and descriptors for the connections, of which it
+    /// may have to take fewer.
+    pub(crate) fn fit_machine(&mut self) -> anyhow::Result<()> {
+        self.http.tls.validate()?;
+        self.http.limits.fit_descriptors()?;
+        self.http.validate(!self.callers.is_empty())
+    }
+
     /// What decides how operations change.
     #[must_use]
     pub fn rules(&self) -> RulesByKind {
@@ -252,6 +267,10 @@ impl Config {
             let attempts = settings.attempts.unwrap_or(self.retries.attempts);
             anyhow::ensure!(attempts > 0, "retries.attempts and kinds.{kind}.attempts must be at least 1");
             anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
+            anyhow::ensure!(
+                settings.queue.as_deref().is_none_or(is_foreign_queue),
+                "kinds.{kind}.queue: name a queue of at most 255 bytes that is none of ours (arr.…) or the broker's (amq.…)"
+            );
             self.validate_fallbacks(kind)?;
         }
         for (name, pipeline) in &self.pipelines {
@@ -323,7 +342,17 @@ impl Config {
     }
 }
 
+/// Whether a plain RPC server may be asked through this queue.
+fn is_foreign_queue(name: &str) -> bool {
+    matches!(name.len(), 1..=255) && !name.starts_with("arr.") && !name.starts_with("amq.")
+}
+
 impl HttpConfig {
+    /// What URLs of this service begin with, where nothing else is known.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls.is_on() { "https" } else { "http" }
+    }
+
     fn validate(&self, keys: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             keys || self.allow_anonymous || self.listen.ip().is_loopback(),
@@ -334,6 +363,7 @@ impl HttpConfig {
             let url = url::Url::parse(&self.public_url).context("http.public_url")?;
             anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "http.public_url must be http:// or https://");
         }
+        self.limits.validate()?;
         anyhow::ensure!(
             self.waiters_max < self.limits.connections_max,
             "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"
@@ -344,6 +374,10 @@ impl HttpConfig {
             "http.streams_max must be below http.limits.connections_max, or streams could lock out all other callers"
         );
         anyhow::ensure!(!self.streams.keep_alive.is_zero(), "http.streams.keep_alive must be more than 0");
+        anyhow::ensure!(
+            self.retry_after_min <= self.retry_after_max,
+            "http.retry_after_min is above http.retry_after_max"
+        );
         Ok(())
     }
 }

@@ -151,7 +151,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Serve => serve(config),
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
         Command::Key { command: KeyCommand::New } => shared::exit::run(async { show::key(&key::new()?) }),
-        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen)),
+        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen, config.http.tls.is_on())),
         Command::Submit { kind, request, wait, timeout, idempotency_key, remote } => shared::exit::run(async move {
             let client = remote.client(&config)?;
             let accepted =
@@ -196,9 +196,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    let prepare = || {
+fn serve(mut config: Config) -> ExitCode {
+    let mut prepare = || {
         shared::telemetry::init_logs(&config.log)?;
+        config.fit_machine()?;
         anyhow::Ok((Kinds::load(&config)?, shared::http::bind(config.http.listen)?))
     };
     match prepare() {
@@ -212,7 +213,7 @@ fn serve(config: Config) -> ExitCode {
 
 impl Remote {
     fn client(&self, config: &Config) -> anyhow::Result<Client> {
-        let configured = format!("http://{}", shared::http::reachable(config.http.listen));
+        let configured = format!("{}://{}", config.http.scheme(), shared::http::reachable(config.http.listen));
         Client::new(self.url.as_deref().unwrap_or(&configured), self.key.as_deref())
     }
 }

@@ -40,7 +40,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// A waiter reads the record at least this often, in case a wake-up is lost.
 const WAIT_POLL: Duration = Duration::from_secs(2);
@@ -63,8 +62,6 @@ struct Inner {
     gateway: Gateway,
     watch: Watch,
     pace: Pace,
-    /// WebSockets that are open.
-    sockets: TaskTracker,
     pages: SharedPages,
     secrets: Arc<Secrets>,
     targets: Arc<Targets>,
@@ -92,17 +89,11 @@ impl App {
             gateway,
             watch,
             pace,
-            sockets: TaskTracker::new(),
             pages: SharedPages::default(),
             secrets,
             targets,
             shutdown,
         }))
-    }
-
-    /// The WebSockets that are open, for a shutdown to wait for.
-    pub(crate) fn sockets(&self) -> TaskTracker {
-        self.0.sockets.clone()
     }
 
     /// As [`Self::wait_in`], and whether there was room to wait.
@@ -158,7 +149,11 @@ impl App {
         match self.0.http.public_url.trim_end_matches('/') {
             "" => {
                 let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-                format!("http://{}", host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned))
+                format!(
+                    "{}://{}",
+                    self.0.http.scheme(),
+                    host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned)
+                )
             }
             url => url.to_owned(),
         }

@@ -46,7 +46,7 @@ struct Stream {
 }
 
 pub(super) fn response(app: &App, follower: Follower, slot: Slot, upgrade: WebSocketUpgrade) -> Response {
-    let (app, token) = (app.clone(), app.0.sockets.token());
+    let app = app.clone();
     upgrade
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -56,7 +56,7 @@ pub(super) fn response(app: &App, follower: Follower, slot: Slot, upgrade: WebSo
             let may_say = !follower.has_position();
             let stream = Stream { app, socket, follower, may_say, heard_at: Instant::now() };
             stream.run().await;
-            drop((slot, token));
+            drop(slot);
         })
 }
 
