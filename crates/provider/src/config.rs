@@ -2,7 +2,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ const ACK_MARGIN: Duration = Duration::from_secs(90);
 /// attempted again for a day, and clocks may differ by five minutes each way.
 const RETENTION_MIN: Duration = Duration::from_secs(24 * 3600 + 600);
 
-/// Requestors believe an announcement, which holds for three pauses, for ten minutes at most (announcements.lease_max
+/// Requestors believe an announcement, which holds for three pauses, for ten minutes at most (`announcements.lease_max`
 /// there).
 const ANNOUNCEMENTS_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(180);
 
@@ -94,6 +94,7 @@ pub struct AnnouncementsConfig {
 pub struct HttpConfig {
     pub listen: SocketAddr,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
 }
 
 /// The section `[ledger]`.
@@ -228,6 +229,7 @@ impl Config {
         database::validate_url(self.ledger.url.expose()).context("ledger.url")?;
         self.payments.validate()?;
         self.validate_times()?;
+        self.http.limits.validate()?;
         self.broker.validate()
     }
 

@@ -190,7 +190,7 @@ impl Provider {
             }
             ended.cancel();
         };
-        let health = shared::http::serve(listener, routes, &config.http.limits, &ended);
+        let health = shared::http::serve(listener, routes, &config.http.limits, &config.http.tls, &ended);
         tokio::select! {
             ((), served) = async { tokio::join!(work, health) } => served,
             () = keep(ledger.as_ref(), config.ledger.retention) => {

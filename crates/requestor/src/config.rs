@@ -1,10 +1,11 @@
 use crate::callers::{self, CallerConfig, Quotas};
 use crate::rules::{Retries, Rules, RulesByKind};
+use crate::webhook::{Secrets, WebhooksConfig};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
 use shared::message::ANNOUNCEMENT_BYTES_MAX;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
@@ -41,6 +42,7 @@ pub struct Config {
     pub retries: Retries,
     pub redrive: RedriveConfig,
     pub cancel: CancelConfig,
+    pub webhooks: WebhooksConfig,
     pub kinds: BTreeMap<String, KindConfig>,
     #[serde(default)]
     pub pipelines: BTreeMap<String, PipelineConfig>,
@@ -62,11 +64,24 @@ pub struct HttpConfig {
     pub wait_max: Duration,
     pub waiters_max: usize,
     pub page_size_max: usize,
+    pub streams_max: usize,
+    pub streams: StreamsConfig,
     #[serde(with = "duration")]
     pub retry_after_min: Duration,
     #[serde(with = "duration")]
     pub retry_after_max: Duration,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
+}
+
+/// The section `[http.streams]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct StreamsConfig {
+    #[serde(with = "duration")]
+    pub keep_alive: Duration,
+    pub behind_max: usize,
 }
 
 /// The section `[replies]`.
@@ -204,6 +219,14 @@ impl Config {
         Ok(config)
     }
 
+    /// Checks what this machine has for it: the certificate's files, and descriptors for the connections, of which it
+    /// may have to take fewer.
+    pub(crate) fn fit_machine(&mut self) -> anyhow::Result<()> {
+        self.http.tls.validate()?;
+        self.http.limits.fit_descriptors()?;
+        self.http.validate(!self.callers.is_empty())
+    }
+
     /// What decides how operations change.
     #[must_use]
     pub fn rules(&self) -> RulesByKind {
@@ -261,6 +284,8 @@ impl Config {
             operations.retry_window <= RETRY_WINDOW_MAX,
             "operations.retry_window must be at most 24h: a provider's ledger may forget an outcome a day after the deadline"
         );
+        let secrets = Secrets::new(&self.webhooks.secrets, &self.callers);
+        self.webhooks.validate(operations.retention, secrets.any())?;
         let kept = &self.announcements;
         anyhow::ensure!(
             kept.schema_bytes_max * 2 < ANNOUNCEMENT_BYTES_MAX,
@@ -323,6 +348,11 @@ fn is_foreign_queue(name: &str) -> bool {
 }
 
 impl HttpConfig {
+    /// What URLs of this service begin with, where nothing else is known.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls.is_on() { "https" } else { "http" }
+    }
+
     fn validate(&self, keys: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             keys || self.allow_anonymous || self.listen.ip().is_loopback(),
@@ -333,11 +363,17 @@ impl HttpConfig {
             let url = url::Url::parse(&self.public_url).context("http.public_url")?;
             anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "http.public_url must be http:// or https://");
         }
+        self.limits.validate()?;
         anyhow::ensure!(
             self.waiters_max < self.limits.connections_max,
             "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"
         );
         anyhow::ensure!(self.page_size_max > 0, "http.page_size_max must be at least 1");
+        anyhow::ensure!(
+            self.streams_max < self.limits.connections_max,
+            "http.streams_max must be below http.limits.connections_max, or streams could lock out all other callers"
+        );
+        anyhow::ensure!(!self.streams.keep_alive.is_zero(), "http.streams.keep_alive must be more than 0");
         anyhow::ensure!(
             self.retry_after_min <= self.retry_after_max,
             "http.retry_after_min is above http.retry_after_max"
@@ -387,6 +423,11 @@ mod tests {
         assert!(too_long.contains("24h"), "{too_long}");
         let forgotten = refused(|config| config.operations.retention = Duration::from_secs(3600));
         assert!(forgotten.contains("retry_window"), "{forgotten}");
+        let undelivered = refused(|config| {
+            config.webhooks.secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap()];
+            config.operations.retention = Duration::from_secs(72 * 3600);
+        });
+        assert!(undelivered.contains("operations.retention (72h)") && undelivered.contains("84h"), "{undelivered}");
     }
 
     #[test]
@@ -394,5 +435,18 @@ mod tests {
         let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
         config.http.listen = "0.0.0.0:8080".parse().unwrap();
         assert!(config.validate().unwrap_err().to_string().contains("allow_anonymous"));
+        let hash = callers::key::hash("key");
+        let caller = CallerConfig {
+            key_hashes: vec![hash],
+            admin: false,
+            quotas: Default::default(),
+            webhook_secrets: Vec::new(),
+        };
+        config.callers.insert("ada".into(), caller.clone());
+        config.validate().unwrap();
+        config.callers.insert("bob".into(), caller.clone());
+        assert!(config.validate().unwrap_err().to_string().contains("callers.bob.key_hashes: a key of ada"));
+        config.callers = [("anonymous".into(), caller)].into();
+        assert!(config.validate().unwrap_err().to_string().contains("not \"anonymous\""));
     }
 }

@@ -12,7 +12,6 @@ use crate::kinds::Kinds;
 use crate::operation::{Change, Event, Operation};
 use crate::pace::Pace;
 use crate::store::{RequestId, Store};
-use crate::watch::Watch;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -45,7 +44,6 @@ struct Inner {
     keep_providers: Duration,
     redrive: RedriveConfig,
     store: Store,
-    watch: Watch,
     pace: Pace,
     publisher: Publisher,
     /// `replies.users`.
@@ -69,7 +67,7 @@ pub(crate) struct Queues {
 impl Gateway {
     /// A gateway that is not connected yet.
     #[must_use]
-    pub(crate) fn new(config: &Config, kinds: Kinds, store: Store, watch: Watch, pace: Pace) -> (Self, Queues) {
+    pub(crate) fn new(config: &Config, kinds: Kinds, store: Store, pace: Pace) -> (Self, Queues) {
         let (publisher, publish) = amqp::publisher(&config.broker);
         // Bounded by broker.publish_queue_max: each entry has a message in the publisher's queue or in its batch.
         let (confirms, confirmed) = mpsc::unbounded_channel();
@@ -79,7 +77,6 @@ impl Gateway {
             keep_providers: config.announcements.keep_providers,
             redrive: config.redrive.clone(),
             store,
-            watch,
             pace,
             publisher,
             users: config.replies.users.clone(),
@@ -211,12 +208,12 @@ impl Gateway {
         }
     }
 
-    /// Tells whoever waits, once a change is durable.
+    /// What follows from a change, once it is durable.
     pub(crate) fn changed(&self, operation: &Operation, change: &Change) {
         match change {
             Change::None => metrics::counter!("arr_duplicate_messages_total").increment(1),
             Change::Late => metrics::counter!("arr_late_outcomes_total").increment(1),
-            _ => self.0.watch.notify(operation.id),
+            _ => {}
         }
         if let Change::StepSucceeded { result, .. } = change {
             self.dispatch(operation, result.clone(), Timestamp::now());

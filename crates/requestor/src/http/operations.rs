@@ -47,7 +47,8 @@ pub(super) async fn status(
     let Some(operation) = operation else { return Err(app.missing(&caller, id).await) };
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
-    let mut response = app.operation_response(status, &operation, &headers);
+    let deliveries = app.deliveries(&operation).await?;
+    let mut response = app.operation_with_deliveries(status, &operation, deliveries, &headers);
     if redirects {
         let url = app.operation_url(&headers, operation.id);
         insert(&mut response, header::LOCATION, &format!("{url}/result"));

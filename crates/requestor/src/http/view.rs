@@ -1,5 +1,6 @@
 use super::App;
 use super::auth::Caller;
+use super::callback::{DeliveryView, WebhookView};
 use super::error::Error;
 use super::etag;
 use crate::kinds::Kinds;
@@ -23,7 +24,7 @@ pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("rateli
 /// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct OperationView<'a> {
+pub(crate) struct OperationView<'a> {
     id: OperationId,
     /// Absent while nobody has a key.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,10 +60,12 @@ pub(super) struct OperationView<'a> {
     error: Option<&'a Problem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     late_outcome: Option<&'a LateOutcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<WebhookView<'a>>,
 }
 
 impl<'a> OperationView<'a> {
-    pub(super) fn new(operation: &'a Operation, url: &str) -> Self {
+    pub(crate) fn new(operation: &'a Operation, url: &str) -> Self {
         let progress = match &operation.state {
             State::Running(progress) => Some(progress),
             State::NotStarted | State::Succeeded | State::Failed(_) | State::Canceled(_) => None,
@@ -91,7 +94,15 @@ impl<'a> OperationView<'a> {
             result_location: succeeded.then(|| format!("{url}/result")),
             error: operation.error(),
             late_outcome: operation.late_outcome.as_ref(),
+            webhook: operation.callback.as_ref().map(|callback| WebhookView::new(&callback.url)),
         }
+    }
+
+    fn with_deliveries(mut self, deliveries: Vec<DeliveryView>) -> Self {
+        if let Some(webhook) = &mut self.webhook {
+            webhook.deliveries = deliveries;
+        }
+        self
     }
 
     /// The same, with how many providers of what it asks for were seen lately: of interest until one has begun.
@@ -127,10 +138,22 @@ impl App {
         operation: &Operation,
         headers: &HeaderMap,
     ) -> Response {
+        self.operation_with_deliveries(status, operation, Vec::new(), headers)
+    }
+
+    /// The same, with what became of its webhooks.
+    pub(super) fn operation_with_deliveries(
+        &self,
+        status: StatusCode,
+        operation: &Operation,
+        deliveries: Vec<DeliveryView>,
+        headers: &HeaderMap,
+    ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let view = OperationView::new(operation, &url).with_providers(&self.0.kinds, operation);
-        let body = serde_json::to_vec(&view).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], Bytes::from(body.clone())).into_response();
+        let view = OperationView::new(operation, &url);
+        let view = view.with_deliveries(deliveries).with_providers(&self.0.kinds, operation);
+        let body = Bytes::from(serde_json::to_vec(&view).unwrap_or_default());
+        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], body.clone()).into_response();
         if status == StatusCode::OK {
             etag::mark(&mut response, &body);
         }

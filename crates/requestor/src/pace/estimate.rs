@@ -150,6 +150,7 @@ mod tests {
 
     /// Follows 1,000 operations whose lengths are drawn; the mean of polls too many, and of the wait after the end in
     /// percent of the length.
+    #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
     fn simulate(name: &str, percent: bool, mut draw: impl FnMut(&mut StdRng) -> f64) -> (f64, f64) {
         let (mut rng, mut lately) = (StdRng::seed_from_u64(7), VecDeque::new());
         let (mut polls, mut late) = (0.0, 0.0);
@@ -178,7 +179,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::print_stdout, reason = "the figures are what the test is for")]
     fn callers_poll_once_or_twice_too_often_and_learn_of_the_end_soon() {
         let constant = |rng: &mut StdRng| around(rng, 30.0, 0.02);
         let bimodal = |rng: &mut StdRng| {
