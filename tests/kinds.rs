@@ -11,6 +11,7 @@ use provider::schemars::{self, JsonSchema};
 use provider::{Context, Failure, Provider};
 use requestor::config::{KindConfig, PipelineConfig};
 use serde_json::{Value, json};
+use shared::config::SecretUrl;
 use shared::message::{Announcement, Message};
 use shared::schema::Schemas;
 use std::time::Duration;
@@ -356,5 +357,38 @@ async fn a_provider_announces_itself_again_and_again() {
     assert_eq!(again["providers"][0]["instance"], first["providers"][0]["instance"]);
     assert_eq!(again["providers"][0]["firstSeenAt"], first["providers"][0]["firstSeenAt"]);
     assert_eq!(again["providersSeen"], 1);
+    pair.finish().await;
+}
+
+/// `config/rabbitmq/definitions.json`: each service has the rights that it needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_users_of_the_compose_stack_may_announce_and_hear_of_it() {
+    let mut pair = Pair::prepare().await;
+    let definitions = include_str!("../config/rabbitmq/definitions.json");
+    let definitions: Value = serde_json::from_str(definitions).unwrap();
+    let (mut users, mut urls) = (Vec::new(), Vec::new());
+    for role in ["requestor", "provider"] {
+        let user = format!("{role}-{}", pair.host.name);
+        urls.push(SecretUrl::new(pair.host.add_user(&user).await));
+        let rights = definitions["permissions"].as_array().unwrap().iter().find(|one| one["user"] == role).unwrap();
+        let rights = json!({"configure": rights["configure"], "write": rights["write"], "read": rights["read"]});
+        pair.host.call("PUT", &format!("permissions/{}/{user}", pair.host.name), &rights.to_string()).await;
+        users.push(user);
+    }
+    pair.requestor_config.replies.users = users.clone();
+    pair.requestor_config.broker.url = urls.remove(0);
+    pair.provider_config.broker.url = urls.remove(0);
+    pair.start_requestor();
+    pair.start_provider();
+    pair.ready().await;
+    kind_that(&pair, "order.place", "is live", |kind| kind["live"] == true).await;
+    let id = pair.submit("echo", &json!(1)).await;
+    assert_eq!(pair.result(&id).await, 1);
+    pair.stop_provider().await;
+    kind_that(&pair, "order.place", "has lost its provider", |kind| kind["live"] == false).await;
+    pair.stop_requestor().await;
+    for user in users {
+        pair.host.delete_user(&user).await;
+    }
     pair.finish().await;
 }

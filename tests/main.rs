@@ -33,6 +33,7 @@ mod pipelines;
 mod publisher;
 mod quotas;
 mod retries;
+mod retry_after;
 mod revisits;
 mod stand_in;
 mod store;

@@ -133,9 +133,9 @@ impl Announcement {
     fn check(&self) -> Result<(), Unreadable> {
         let plain = |text: &str| text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
         let complaint = if !topology::is_kind(&self.kind) {
-            format!("kind {:.80?} cannot name a kind", self.kind)
+            "kind cannot name a kind: use a-z, 0-9, dots, hyphens, underscores, at most 63".to_owned()
         } else if !topology::is_group(&self.group) {
-            format!("group {:.80?} cannot name a group", self.group)
+            "group cannot name a group: use a-z, 0-9 and hyphens, at most 63".to_owned()
         } else if self.instance.is_empty() || !plain(&self.instance) || !plain(&self.version) {
             format!("instance and version are at most {NAME_BYTES_MAX} visible characters of ASCII")
         } else if !(1..=CONCURRENCY_MAX).contains(&self.concurrency) || self.lease_seconds == 0 {
