@@ -19,6 +19,7 @@ mod event_log;
 mod faults;
 mod foreign;
 mod hostile;
+mod http_server;
 mod idempotency;
 mod kill;
 mod lease;
