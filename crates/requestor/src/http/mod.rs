@@ -1,17 +1,19 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
 mod auth;
+mod callback;
 mod control;
 mod error;
 mod etag;
 mod events;
 mod idempotency;
+mod kinds;
 mod operations;
 mod pages;
 mod prefer;
 mod reading;
 mod requests;
-mod view;
+pub(crate) mod view;
 
 use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
@@ -20,7 +22,8 @@ use crate::kinds::Kinds;
 use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
-use crate::watch::Watch;
+use crate::watch::{Subject, Watch};
+use crate::webhook::{Secrets, Targets};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -28,6 +31,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 pub(crate) use error::Error;
+use events::SharedPages;
 use idempotency::BeingAnswered;
 use shared::http::problem_response;
 use shared::message::OperationId;
@@ -58,6 +62,9 @@ struct Inner {
     gateway: Gateway,
     watch: Watch,
     pace: Pace,
+    pages: SharedPages,
+    secrets: Arc<Secrets>,
+    targets: Arc<Targets>,
     shutdown: CancellationToken,
 }
 
@@ -66,6 +73,7 @@ impl App {
         config: &Config,
         kinds: Kinds,
         (store, gateway, watch, pace): (Store, Gateway, Watch, Pace),
+        (secrets, targets): (Arc<Secrets>, Arc<Targets>),
         shutdown: CancellationToken,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -74,13 +82,16 @@ impl App {
             timeout_max: config.operations.timeout_max,
             retry_window: config.operations.retry_window,
             unconfirmed: config.redrive.unconfirmed,
-            callers: Callers::new(&config.callers, &config.quotas, config.http.waiters_max),
+            callers: Callers::new(&config.callers, &config.quotas, &config.http),
             being_answered: BeingAnswered::default(),
             kinds,
             store,
             gateway,
             watch,
             pace,
+            pages: SharedPages::default(),
+            secrets,
+            targets,
             shutdown,
         }))
     }
@@ -109,7 +120,7 @@ impl App {
     ) -> Result<Option<Operation>, StoreError> {
         let until = Instant::now() + wait;
         // Subscribed before reading, so that no change in between is missed.
-        let mut changes = self.0.watch.subscribe(id);
+        let mut changes = self.0.watch.subscribe(Subject::Operation(id));
         loop {
             let operation = self.0.store.get(caller.scope(), id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
@@ -159,13 +170,16 @@ pub(crate) fn router(app: App) -> Router {
     let broker = app.0.gateway.subscribe();
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/kinds", get(kinds::list))
+        .route("/v1/kinds/{kind}", get(kinds::show))
         .route("/v1/call/{kind}", post(requests::call))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))
         .route("/v1/operations/{id}/retry", post(control::retry))
-        .route("/v1/operations/{id}/events", get(events::events))
+        .route("/v1/operations/{id}/events", get(events::of_operation))
         .route("/v1/operations/{id}/result", get(operations::result))
+        .route("/v1/events", get(events::of_all))
         .merge(shared::http::health_routes(broker))
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
         .method_not_allowed_fallback(|| async {

@@ -47,7 +47,8 @@ pub(super) async fn status(
     let Some(operation) = operation else { return Err(app.missing(&caller, id).await) };
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
-    let mut response = app.operation_response(status, &operation, &headers);
+    let deliveries = app.deliveries(&operation).await?;
+    let mut response = app.operation_with_deliveries(status, &operation, deliveries, &headers);
     if redirects {
         let url = app.operation_url(&headers, operation.id);
         insert(&mut response, header::LOCATION, &format!("{url}/result"));
@@ -98,7 +99,9 @@ pub(super) async fn list(
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| pages.token(last.id));
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
-    let views: Vec<_> = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
+    let view =
+        |(operation, url): (_, &String)| OperationView::new(operation, url).with_providers(&app.0.kinds, operation);
+    let views: Vec<_> = found.iter().zip(&urls).map(view).collect();
     let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
     if let Some(next) = next {
         let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, &next));

@@ -1,6 +1,7 @@
 //! What callers send with a request.
 
 use super::App;
+use super::callback::callback;
 use super::error::Error;
 use super::idempotency;
 use crate::callers::Caller;
@@ -64,15 +65,19 @@ impl Given {
         let kind = app.0.kinds.get(&name)?;
         require_json(&headers)?;
         let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
+        let callback = callback(app, caller, &headers)?;
         let body = read_body(app, body).await?;
         kind.validate(&shared::json::read::<Value>(&body).map_err(Problem::from)?)?;
         // All that makes it another request, as it was given: what is left out may mean something else tomorrow.
-        let given_timeout = headers.get("operation-timeout").map_or(&b""[..], |value| value.as_bytes());
-        let key = idempotency::key(&headers, &[name.as_bytes(), &body, given_timeout, priority.as_slice()])?;
+        let [given_timeout, given_callback] =
+            ["operation-timeout", "callback-url"].map(|name| headers.get(name).map_or(&b""[..], |it| it.as_bytes()));
+        let parts = [name.as_bytes(), &body, given_timeout, priority.as_slice(), given_callback];
+        let key = idempotency::key(&headers, &parts)?;
         let operation = Operation::new(&name, Timestamp::now(), timeout, app.0.unconfirmed);
         let mut operation = operation.through(&kind.steps).owned_by(&caller.name);
         operation.priority = priority;
         operation.traceparent = traceparent(&headers);
+        operation.callback = callback;
         Ok(Submission { operation, content: Content::json(body), key })
     }
 }

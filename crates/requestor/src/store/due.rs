@@ -1,15 +1,19 @@
 //! What the sweeper asks for and writes down.
 
 use super::owners::forget;
-use super::tables::{TABLES, content_bytes, from_row, load_content};
+use super::tables::{TABLES, content_bytes, from_row, load_content, time};
 use super::{Sent, Store, StoreError};
 use crate::operation::Operation;
 use crate::rules::{doubled, half_jittered};
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{Row, params};
 use shared::message::{Content, OperationId};
 use std::time::Duration;
 use uuid::Uuid;
+
+/// Before its events are deleted: how far the log of all operations is no longer whole.
+const FORGET: &str = "update events_forgotten set sequence =
+    max(sequence, (select coalesce(max(sequence), 0) from events where id = ?1))";
 
 impl Store {
     /// Open operations whose request should be sent by `now`, longest due first.
@@ -107,6 +111,40 @@ impl Store {
             .await
     }
 
+    /// When the last operations of a kind that have succeeded were accepted and when they ended, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn took_lately(&self, kind: String, limit: usize) -> Result<Vec<(Timestamp, Timestamp)>, StoreError> {
+        let sql = "select created_at, ended_at from operations
+            where kind = ?1 and status = 2 and attempts_before = 0 and ended_at is not null order by id desc limit ?2";
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let times = |row: &Row<'_>| Ok((time(row.get("created_at")?)?, time(row.get("ended_at")?)?));
+                let mut found =
+                    statement.query_map(params![kind, limit], times)?.collect::<rusqlite::Result<Vec<_>>>()?;
+                found.reverse();
+                Ok(found)
+            })
+            .await
+    }
+
+    /// The open operations of a kind, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open_of_kind(&self, kind: String, limit: usize) -> Result<Vec<OperationId>, StoreError> {
+        let sql = "select id from operations where kind = ?1 and status < 2 order by id limit ?2";
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let rows = statement.query_map(params![kind, limit], |row| row.get("id").map(OperationId))?;
+                rows.collect()
+            })
+            .await
+    }
+
     /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it. Of
     /// the last `keep` it is still known that they were there.
     ///
@@ -120,8 +158,10 @@ impl Store {
                 let rows = statement.query_map(params![now.as_millisecond(), limit], |row| row.get::<_, Uuid>(0))?;
                 let ids = rows.collect::<rusqlite::Result<Vec<_>>>()?;
                 for id in &ids {
+                    connection.prepare_cached(FORGET)?.execute([id])?;
                     let bytes = |table| content_bytes(connection, table, OperationId(*id));
-                    forget(connection, OperationId(*id), bytes("requests")? + bytes("results")?, keep)?;
+                    let bytes = bytes("requests")? + bytes("results")? + bytes("webhooks")?;
+                    forget(connection, OperationId(*id), bytes, keep)?;
                     for table in TABLES {
                         connection.prepare_cached(&format!("delete from {table} where id = ?1"))?.execute([id])?;
                     }

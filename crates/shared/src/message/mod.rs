@@ -2,9 +2,11 @@
 //!
 //! `docs/protocol.md` says the same for other languages.
 
+mod announcement;
 mod incoming;
 mod outgoing;
 
+pub use announcement::{ANNOUNCEMENT_BYTES_MAX, Announcement, Effect};
 pub use incoming::{
     VERSION, attempt_of, check_headers, check_request, header_number, header_text, is_traceparent, return_address,
     step_of,
@@ -29,6 +31,8 @@ pub const REQUEST: &str = "arr.request";
 pub const PROGRESS: &str = "arr.progress";
 /// `type` of a message that asks to cancel an operation.
 pub const CANCEL: &str = "arr.cancel";
+/// `type` of an announcement of what a provider serves.
+pub const ANNOUNCE: &str = "arr.announce";
 /// `type` of a reply that carries the result.
 pub const REPLY: &str = "arr.reply";
 /// `type` of a reply that carries a problem.
@@ -389,6 +393,22 @@ mod tests {
         assert_eq!((message.exchange, message.routing_key.as_str()), ("arr.control", "order.place"));
         assert_eq!(Cancel::from_delivery(&delivered(&message)).unwrap(), cancel);
         assert_eq!(cancel.identity(), format!("{operation}.2"));
+    }
+
+    #[test]
+    fn a_plain_server_answers_the_step_that_it_was_asked() {
+        let operation = OperationId::new();
+        for (echoed, step) in [(operation.to_string(), 1), (request_message_id(operation, 7), 7)] {
+            let mut delivery = Delivery::mock(1, "".into(), "arr.reply.default".into(), false, b"1".to_vec());
+            delivery.properties = BasicProperties::default().with_correlation_id(echoed.into());
+            let outcome = Outcome::Succeeded(Content { content_type: UNNAMED.into(), body: "1".into() });
+            assert_eq!(Reply::from_delivery(&mut delivery).unwrap(), (operation, Reply::new(step, 1, outcome)));
+        }
+        let mut delivery = Delivery::mock(1, "".into(), "arr.reply.default".into(), false, Vec::new());
+        for bad in [".1".to_owned(), format!("{operation}."), format!("{operation}.x"), format!("{operation}.1.1")] {
+            delivery.properties = BasicProperties::default().with_correlation_id(bad.into());
+            assert!(Reply::from_delivery(&mut delivery).is_err());
+        }
     }
 
     #[test]
