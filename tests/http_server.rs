@@ -126,6 +126,7 @@ fn p99(mut took: Vec<Duration>) -> Duration {
 }
 
 /// With the deadlines that are the default.
+#[expect(clippy::print_stdout, reason = "a figure for who runs this with --nocapture")]
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_are_closed_within_20_s_and_good_ones_are_served() {
     let services = harness::services::Services::prepare("").await;
