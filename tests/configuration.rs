@@ -20,7 +20,7 @@ fn bad_keys_urls_and_addresses_are_refused_with_exit_code_2() {
         ("requestor", "REQUESTOR_QUOTAS__RATE_WINDOW", "10ms", "quotas.rate_window"),
         ("requestor", "REQUESTOR_HTTP__LIMITS__HEAD_BYTES_MAX", "1024", "head_bytes_max"),
         ("requestor", "REQUESTOR_HTTP__LIMITS__IDLE_TIMEOUT", "0s", "idle_timeout"),
-        ("provider", "PROVIDER_HTTP__LIMITS__STREAMS_MAX", "0", "streams_max"),
+        ("provider", "PROVIDER_HTTP__LIMITS__HTTP2_STREAMS_MAX", "0", "http2_streams_max"),
         ("requestor", "REQUESTOR_STORE__URL", "mysql://localhost", "sqlite://"),
         ("requestor", "REQUESTOR_GROUP", "my group", "group"),
         ("requestor", "REQUESTOR_LOG__FILTER", "==", "log.filter"),
