@@ -277,7 +277,15 @@ fn long_lived(ended: &CancellationToken) -> Router {
         tokio::time::sleep(Duration::from_millis(500)).await;
         "done"
     };
-    Router::new().route("/upgrade", get(upgrade)).route("/slow", get(slow)).route("/", get(async || "ok"))
+    let pauses = async || {
+        let pieces = futures_util::stream::unfold(0, async |n| {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            (n < 3).then(|| (Ok::<_, std::io::Error>("piece "), n + 1))
+        });
+        axum::body::Body::from_stream(pieces)
+    };
+    let router = Router::new().route("/upgrade", get(upgrade)).route("/slow", get(slow)).route("/pauses", get(pauses));
+    router.route("/", get(async || "ok"))
 }
 
 fn limits() -> ServerLimits {
@@ -312,6 +320,25 @@ async fn an_upgraded_connection_counts_until_it_ends_and_is_waited_for() {
         assert!(third.await.contains("200 OK"));
         assert!(is_closed_within(&mut second, SLOW_MAX).await);
         drop(first);
+        shutdown.cancel();
+    };
+    let (served, ()) = tokio::join!(serve, ask);
+    served.unwrap();
+}
+
+/// Deadlines are the client's: what the service itself is slow with, such as a stream of events, has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_pauses_is_not_cut() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let (shutdown, short) = (CancellationToken::new(), Duration::from_millis(200));
+    let limits = ServerLimits { header_timeout: short, idle_timeout: short, write_timeout: short, ..limits() };
+    let (router, tls) = (long_lived(&shutdown), TlsConfig::default());
+    let serve = shared::http::serve(shared::http::bind(address).unwrap(), router, &limits, &tls, &shutdown);
+    let ask = async {
+        for client in [ClientBuilder::new(), ClientBuilder::new().http2_prior_knowledge()] {
+            let response = client.build().unwrap().get(format!("http://{address}/pauses")).send().await.unwrap();
+            assert_eq!(response.text().await.unwrap(), "piece piece piece ");
+        }
         shutdown.cancel();
     };
     let (served, ()) = tokio::join!(serve, ask);
