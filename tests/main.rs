@@ -22,6 +22,7 @@ mod event_subscribers;
 mod faults;
 mod foreign;
 mod hostile;
+mod http_server;
 mod idempotency;
 mod kill;
 mod kinds;

@@ -149,6 +149,12 @@ impl Process {
         Self { child: command.spawn().unwrap() }
     }
 
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// kill -9.
     ///
     /// # Panics

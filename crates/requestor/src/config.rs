@@ -220,10 +220,18 @@ impl Config {
     }
 
     /// Checks what this machine has for it: the certificate's files, and descriptors for the connections, of which it
-    /// may have to take fewer.
+    /// may have to take fewer; then so many fewer may wait or be streams, so that they leave room for others still.
     pub(crate) fn fit_machine(&mut self) -> anyhow::Result<()> {
         self.http.tls.validate()?;
+        let wanted = self.http.limits.connections_max;
         self.http.limits.fit_descriptors()?;
+        let fitting = self.http.limits.connections_max;
+        if fitting < wanted {
+            for max in [&mut self.http.waiters_max, &mut self.http.streams_max] {
+                *max = max.saturating_mul(fitting) / wanted;
+            }
+            tracing::warn!(self.http.waiters_max, self.http.streams_max, "fewer callers may wait or hold streams, too");
+        }
         self.http.validate(!self.callers.is_empty())
     }
 

@@ -61,7 +61,7 @@ pub(super) fn builder(limits: &ServerLimits, tasks: TaskTracker) -> Builder<Trac
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PONG_WITHIN)
-        .max_concurrent_streams(limits.streams_max)
+        .max_concurrent_streams(limits.http2_streams_max)
         .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -22,7 +22,7 @@ pub struct ServerLimits {
     /// The largest head of a request.
     pub head_bytes_max: usize,
     /// Requests at once on a connection of HTTP/2.
-    pub streams_max: u32,
+    pub http2_streams_max: u32,
     /// Connections open at once; further ones wait in the listen queue.
     pub connections_max: usize,
     /// Connections of one address at once; further ones are closed. 0: any number.
@@ -47,7 +47,7 @@ impl ServerLimits {
             anyhow::ensure!(!timeout.is_zero(), "http.limits.{name} must be more than 0");
         }
         anyhow::ensure!(self.connections_max > 0, "http.limits.connections_max must be at least 1");
-        anyhow::ensure!(self.streams_max > 0, "http.limits.streams_max must be at least 1");
+        anyhow::ensure!(self.http2_streams_max > 0, "http.limits.http2_streams_max must be at least 1");
         anyhow::ensure!(
             (HEAD_BYTES_MIN..=usize::from(u16::MAX)).contains(&self.head_bytes_max),
             "http.limits.head_bytes_max must be {HEAD_BYTES_MIN} to {}",

@@ -28,6 +28,9 @@ use std::net::SocketAddr;
 /// Connections that may wait to be accepted. The standard library's 128 are too few where thousands come back at once
 /// after a restart: the others would be tried again only after a second.
 const QUEUE: i32 = 4096;
+/// What the system holds of responses beyond what clients' windows have room for. It would hold megabytes for each one
+/// that reads nothing, and not tell us for as long.
+const UNSENT: u32 = 64 * 1024;
 
 /// Listens on `address`.
 ///
@@ -38,6 +41,8 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         // A restart must not wait until the connections of the process before are forgotten.
         socket.set_reuse_address(true)?;
+        // Passed on to each connection.
+        socket.set_tcp_notsent_lowat(UNSENT)?;
         socket.bind(&address.into())?;
         socket.listen(QUEUE)?;
         socket.set_nonblocking(true)?;
