@@ -2,7 +2,7 @@ use super::owners::use_more;
 use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
 use super::webhooks::save_delivery;
 use super::{Applied, Filter, STATUSES, Scope, StoreError};
-use crate::operation::{Change, Entry, Event, Operation};
+use crate::operation::{Change, Entry, Event, Operation, to_millisecond};
 use crate::rules::RulesByKind;
 use crate::webhook::Delivery;
 use jiff::Timestamp;
@@ -98,7 +98,8 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Option<Applied>, StoreError> {
-        let rules = Arc::clone(&self.rules);
+        // So that what a webhook tells is what will be read.
+        let (rules, now) = (Arc::clone(&self.rules), to_millisecond(now));
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
