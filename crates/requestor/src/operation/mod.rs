@@ -182,7 +182,7 @@ impl Operation {
     /// An operation that was accepted at `now`, to the millisecond, as the store keeps times.
     #[must_use]
     pub fn new(kind: &str, now: Timestamp, timeout: Duration, first_send_after: Duration) -> Self {
-        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+        let now = to_millisecond(now);
         Self {
             id: OperationId::new(),
             owner: ANONYMOUS.into(),
@@ -271,6 +271,12 @@ impl Operation {
             (now > after(ended_at, window)).then_some(RetryRefused::TooLate)
         }
     }
+}
+
+/// `time` as precise as the store keeps it.
+#[must_use]
+pub(crate) fn to_millisecond(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
 
 /// `now` plus `duration`, at the end of time at the latest.

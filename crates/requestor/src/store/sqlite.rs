@@ -2,7 +2,7 @@ use super::owners::use_more;
 use super::tables::{content_bytes, from_row, load, load_content, migrations, save, save_content, save_entry};
 use super::webhooks::save_delivery;
 use super::{Applied, Changed, Filter, STATUSES, Scope, StoreError};
-use crate::operation::{Change, Entry, Event, Operation};
+use crate::operation::{Change, Entry, Event, Operation, to_millisecond};
 use crate::rules::RulesByKind;
 use crate::webhook::Delivery;
 use jiff::Timestamp;
@@ -122,6 +122,8 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Option<Applied>, StoreError> {
+        // So that what a webhook tells is what will be read.
+        let now = to_millisecond(now);
         let (rules, log) = (Arc::clone(&self.rules), self.log());
         self.database
             .write(move |connection| {

@@ -25,11 +25,11 @@ const WRITE_BUFFER: usize = 8 * 1024;
 /// The longest message of a reader.
 const MESSAGE_MAX: usize = 1024;
 
-/// What a reader may say, once.
+/// What a reader may say, once; `{}` begins at once.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Since {
-    since: u64,
+    since: Option<u64>,
 }
 
 /// Why a socket is closed: its code and reason. None if there is nobody to be told.
@@ -136,7 +136,9 @@ impl Stream {
             Some(Ok(Message::Text(text))) if self.may_say => match serde_json::from_str(&text) {
                 Ok(Since { since }) => {
                     self.may_say = false;
-                    self.follower.seek(since);
+                    if let Some(since) = since {
+                        self.follower.seek(since);
+                    }
                     Ok(())
                 }
                 Err(_) => Err(Some((close_code::POLICY, "say {\"since\": N} or nothing"))),
