@@ -35,7 +35,9 @@ impl Kinds {
     /// # Errors
     /// Which file is not there or no JSON Schema.
     pub(crate) fn load(config: &Config) -> anyhow::Result<Self> {
-        let mut built_in: HashMap<_, _> = shared::schema::built_in().into_iter().collect();
+        let built_in = shared::schema::built_in().into_iter();
+        let mut built_in: HashMap<_, _> =
+            built_in.filter_map(|(name, schemas)| Some((name, schemas.request?))).collect();
         let mut kinds = BTreeMap::new();
         for (name, settings) in &config.kinds {
             let schema = match read_schema(name, settings)? {

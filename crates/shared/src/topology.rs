@@ -92,7 +92,7 @@ pub async fn declare_for_provider(
     declare_exchanges(channel).await?;
     let (control, own) = (control_queue(group), ShortString::from(instance_queue(group, instance)));
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(control.as_str().into(), durable, quorum(DELIVERY_LIMIT_NONE)).await?;
+    channel.queue_declare(control.as_str().into(), durable, kept_arguments()).await?;
     let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     channel.queue_declare(own.clone(), passing, FieldTable::default()).await?;
     for kind in kinds {
@@ -103,14 +103,7 @@ pub async fn declare_for_provider(
     }
     for kind in kinds {
         declare_dead_queue(channel, kind).await?;
-        let mut arguments = quorum(DELIVERY_LIMIT);
-        arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
-        arguments.insert("x-dead-letter-routing-key".into(), text(kind));
-        // At-least-once dead-lettering works only together with reject-publish (RabbitMQ, "Quorum Queues").
-        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        arguments.insert("x-overflow".into(), text("reject-publish"));
-        arguments.insert("x-max-length".into(), AMQPValue::LongInt(REQUESTS_MAX));
-        declare_bound(channel, &request_queue(kind), REQUEST, kind, arguments).await?;
+        declare_bound(channel, &request_queue(kind), REQUEST, kind, request_arguments(kind)).await?;
     }
     Ok(())
 }
@@ -122,13 +115,9 @@ pub async fn declare_for_provider(
 pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[String]) -> lapin::Result<()> {
     declare_exchanges(channel).await?;
     let reply = reply_queue(group);
-    declare_bound(channel, &reply, REPLY, &reply, quorum(DELIVERY_LIMIT_NONE)).await?;
+    declare_bound(channel, &reply, REPLY, &reply, kept_arguments()).await?;
     let progress = progress_queue(group);
-    // Not for the reports' sake, which may be lost: a classic queue whose node is down cannot be declared.
-    let mut arguments = quorum(DELIVERY_LIMIT_NONE);
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
-    arguments.insert("x-overflow".into(), text("drop-head"));
-    declare_bound(channel, &progress, PROGRESS, &progress, arguments).await?;
+    declare_bound(channel, &progress, PROGRESS, &progress, progress_arguments()).await?;
     for kind in kinds {
         declare_dead_queue(channel, kind).await?;
     }
@@ -144,7 +133,7 @@ async fn declare_exchanges(channel: &Channel) -> lapin::Result<()> {
 }
 
 async fn declare_dead_queue(channel: &Channel, kind: &str) -> lapin::Result<()> {
-    declare_bound(channel, &dead_queue(kind), DEAD, kind, quorum(DELIVERY_LIMIT_NONE)).await
+    declare_bound(channel, &dead_queue(kind), DEAD, kind, kept_arguments()).await
 }
 
 async fn declare_bound(
@@ -159,6 +148,35 @@ async fn declare_bound(
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     channel.queue_declare(queue.clone(), options, arguments).await?;
     channel.queue_bind(queue, exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
+}
+
+/// The arguments of a queue of requests of `kind`.
+#[must_use]
+pub fn request_arguments(kind: &str) -> FieldTable {
+    let mut arguments = quorum(DELIVERY_LIMIT);
+    arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
+    arguments.insert("x-dead-letter-routing-key".into(), text(kind));
+    // At-least-once dead-lettering works only together with reject-publish (RabbitMQ, "Quorum Queues").
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(REQUESTS_MAX));
+    arguments
+}
+
+/// The arguments of a queue of progress reports.
+#[must_use]
+pub fn progress_arguments() -> FieldTable {
+    // Not for the reports' sake, which may be lost: a classic queue whose node is down cannot be declared.
+    let mut arguments = kept_arguments();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
+    arguments.insert("x-overflow".into(), text("drop-head"));
+    arguments
+}
+
+/// The arguments of a queue that gives nothing up: replies, wishes to cancel, dead letters.
+#[must_use]
+pub fn kept_arguments() -> FieldTable {
+    quorum(DELIVERY_LIMIT_NONE)
 }
 
 fn quorum(delivery_limit: i32) -> FieldTable {

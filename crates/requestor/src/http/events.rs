@@ -10,8 +10,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -22,13 +23,26 @@ pub(super) struct EventsQuery {
 }
 
 /// An entry of the event log as callers see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Event", description = "Something that happened to an operation.")]
 struct EventView {
+    /// Its number in the operation's log, from 1 without a gap.
+    #[schemars(range(min = 1))]
     number: u32,
+    /// When it happened.
     at: Timestamp,
+    /// What happened, such as `attempt-failed`.
     #[serde(rename = "type")]
     event_type: String,
+    /// What belongs to it.
     data: Value,
+}
+
+/// Some events of a log, in order.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct EventPage {
+    /// The events.
+    events: Vec<EventView>,
 }
 
 impl From<Entry> for EventView {
@@ -52,8 +66,8 @@ pub(super) async fn events(
     let more = found.len() > size;
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| last.number);
-    let views: Vec<_> = found.into_iter().map(EventView::from).collect();
-    let mut response = Json(json!({ "events": views })).into_response();
+    let page = EventPage { events: found.into_iter().map(EventView::from).collect() };
+    let mut response = Json(page).into_response();
     if let Some(next) = next {
         let url = app.operation_url(&headers, id);
         insert(&mut response, header::LINK, &format!("<{url}/events?after={next}&pageSize={size}>; rel=\"next\""));

@@ -13,8 +13,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use shared::message::OperationId;
 use shared::problem::Problem;
 
@@ -77,6 +77,16 @@ pub(super) struct ListQuery {
     page_token: Option<String>,
 }
 
+/// Some operations of a list, newest first.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OperationPage<'a> {
+    /// The operations.
+    operations: Vec<OperationView<'a>>,
+    /// What to give as `pageToken` for the next page; null in the last.
+    next_page_token: Option<&'a str>,
+}
+
 /// `GET /v1/operations`: newest first, in pages.
 pub(super) async fn list(
     State(app): State<App>,
@@ -98,8 +108,9 @@ pub(super) async fn list(
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| pages.token(last.id));
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
-    let views: Vec<_> = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
-    let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
+    let operations = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
+    let page = OperationPage { operations, next_page_token: next.as_deref() };
+    let mut response = Json(page).into_response();
     if let Some(next) = next {
         let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, &next));
         insert(&mut response, header::LINK, &link);

@@ -8,21 +8,43 @@ pub mod payment;
 pub mod risk;
 pub mod video;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The kind that answers with what it was sent: any JSON.
 pub const ECHO: &str = "echo";
 
-/// The kinds that come with the product, each with the JSON Schema of its request.
+/// What requests and results of a kind look like, as JSON Schemas; none where nothing is known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Schemas {
+    /// Of a request.
+    #[serde(rename = "requestSchema", default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Value>,
+    /// Of a result.
+    #[serde(rename = "resultSchema", default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+}
+
+impl Schemas {
+    /// Those of two types.
+    #[must_use]
+    pub fn of<Q: JsonSchema, P: JsonSchema>() -> Self {
+        let schema = |schema: schemars::Schema| Some(schema.to_value());
+        Self { request: schema(schemars::schema_for!(Q)), result: schema(schemars::schema_for!(P)) }
+    }
+}
+
+/// The kinds that come with the product.
 #[must_use]
-pub fn built_in() -> Vec<(&'static str, Value)> {
+pub fn built_in() -> Vec<(&'static str, Schemas)> {
     vec![
-        (ECHO, Value::Bool(true)),
-        (order::KIND, schemars::schema_for!(order::Order).to_value()),
-        (payment::KIND, schemars::schema_for!(payment::Charge).to_value()),
-        (risk::KIND, schemars::schema_for!(risk::RiskRequest).to_value()),
-        (video::CAPTURE, schemars::schema_for!(video::Capture).to_value()),
-        (video::COMPRESS, schemars::schema_for!(video::Compress).to_value()),
-        (video::DELIVER, schemars::schema_for!(video::Deliver).to_value()),
+        (ECHO, Schemas { request: Some(Value::Bool(true)), result: Some(Value::Bool(true)) }),
+        (order::KIND, Schemas::of::<order::Order, order::OrderConfirmation>()),
+        (payment::KIND, Schemas::of::<payment::Charge, payment::Receipt>()),
+        (risk::KIND, Schemas::of::<risk::RiskRequest, risk::RiskReport>()),
+        (video::CAPTURE, Schemas::of::<video::Capture, video::Compress>()),
+        (video::COMPRESS, Schemas::of::<video::Compress, video::Deliver>()),
+        (video::DELIVER, Schemas::of::<video::Deliver, video::Stream>()),
     ]
 }

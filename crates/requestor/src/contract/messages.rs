@@ -1,0 +1,241 @@
+//! The messages of the protocol, each with an example that the code has made.
+
+use super::examples;
+use super::fields::EXAMPLE_ID;
+use jiff::Timestamp;
+use lapin::types::AMQPValue;
+use serde_json::{Map, Value, json};
+use shared::message::{
+    self, CANCEL, Cancel, Content, ERROR, JSON, Message, Outcome, PROGRESS, PROGRESS_MESSAGE_BYTES_MAX, Progress,
+    REPLY, REQUEST, Reply, Request, ReturnAddress, Unreadable,
+};
+use shared::problem::{self, Problem};
+use std::time::Duration;
+
+/// Names of the messages that carry the requests, or results, of the kinds that come with the product.
+pub(super) fn kinds_with(what: &str) -> Vec<String> {
+    super::schemas::payloads().into_iter().map(|(name, _)| name).filter(|name| name.ends_with(what)).collect()
+}
+
+/// All messages, by name.
+pub(super) fn all() -> Map<String, Value> {
+    let (request, reply) = (request(), reply());
+    let mut messages = Map::new();
+    for (name, _) in super::schemas::payloads() {
+        let mut message = if name.ends_with("request") { request.clone() } else { reply.clone() };
+        let (kind, what) = name.rsplit_once('.').unwrap_or_default();
+        message["title"] = json!(format!("A {what} of {kind}"));
+        message["payload"] = json!({ "$ref": format!("#/components/schemas/{name}") });
+        if let Some(message) = message.as_object_mut() {
+            message.remove("examples");
+        }
+        messages.insert(name, message);
+    }
+    let others = [("request", request), ("reply", reply), ("error", error()), ("progress", progress())];
+    messages.extend(others.into_iter().chain([("cancel", cancel())]).map(|(name, message)| (name.to_owned(), message)));
+    messages
+}
+
+fn request() -> Value {
+    let about = "A request. `attempt` and `step` tell which; the same `message_id` may come again at any time.";
+    let headers = json!({
+        "attempt": count(), "step": count(), "deadline": time(), "traceparent": { "type": "string" },
+        "version": { "type": "integer", "const": message::VERSION, "description": "Absent is the same." },
+    });
+    let properties = json!({
+        "message_id": { "type": "string", "description": "The operation's id; from step 2 on with .{step} appended." },
+        "reply_to": { "type": "string", "description": "arr.reply.{group}" },
+        "expiration": { "type": "string", "description": "What is left of the deadline, in milliseconds." },
+        "priority": { "type": "integer", "minimum": 0, "maximum": 9 },
+    });
+    described(
+        REQUEST,
+        JSON,
+        about,
+        (headers, properties),
+        json!({ "description": "What the kind says." }),
+        samples::request(),
+    )
+}
+
+fn reply() -> Value {
+    let about = "The result. A message without `type` is a plain RPC server's, and counts as this.";
+    described(
+        REPLY,
+        JSON,
+        about,
+        (reply_headers(), json!({})),
+        json!({ "description": "What the kind says." }),
+        samples::reply(),
+    )
+}
+
+fn error() -> Value {
+    let about = "Why there is no result. `retryable` says that another attempt may succeed.";
+    let payload = schemars::schema_for!(Problem).to_value();
+    described(ERROR, problem::CONTENT_TYPE, about, (reply_headers(), json!({})), payload, samples::error())
+}
+
+fn reply_headers() -> Value {
+    json!({
+        "attempt": count(), "step": count(),
+        "retryable": { "type": "boolean", "description": "Absent is false." },
+        "retry-after": milliseconds("Another attempt is of no use before."),
+    })
+}
+
+fn progress() -> Value {
+    let about = "How far a request is. What is not newer than the last is ignored.";
+    let headers = json!({
+        "attempt": count(), "step": count(),
+        "sequence": { "type": "integer", "description": "Grows from report to report; microseconds since 1970 serve." },
+        "percent": { "type": "number", "minimum": 0, "maximum": 100 },
+        "lease": milliseconds("The request was acknowledged early, and its provider may be silent for so long."),
+    });
+    let text = json!({ "type": ["string", "null"], "maxLength": PROGRESS_MESSAGE_BYTES_MAX });
+    let payload = json!({ "type": "object", "properties": { "message": text } });
+    described(PROGRESS, JSON, about, (headers, json!({})), payload, samples::progress())
+}
+
+fn cancel() -> Value {
+    let about = "A wish that a request be not carried out.";
+    let headers = json!({ "attempt": count(), "step": count(), "deadline": time() });
+    let properties = json!({
+        "message_id": { "type": "string", "description": "The request's, with .cancel appended." },
+        "reply_to": { "type": "string", "description": "arr.reply.{group}" },
+    });
+    described(CANCEL, JSON, about, (headers, properties), json!({ "type": "object" }), samples::cancel())
+}
+
+fn count() -> Value {
+    json!({ "type": "integer", "minimum": 1, "description": "Absent is 1." })
+}
+
+fn time() -> Value {
+    json!({ "type": "string", "format": "date-time", "description": "When the requestor gives up, by its clock." })
+}
+
+fn milliseconds(about: &str) -> Value {
+    json!({ "type": "integer", "minimum": 0, "description": format!("{about} In milliseconds.") })
+}
+
+fn described(
+    message_type: &str,
+    content_type: &str,
+    about: &str,
+    (headers, own_properties): (Value, Value),
+    payload: Value,
+    sample: Result<Message, Unreadable>,
+) -> Value {
+    let mut properties = json!({
+        "type": { "const": message_type },
+        "correlation_id": { "type": "string", "format": "uuid", "description": "The operation's id." },
+        "message_id": { "type": "string" },
+        "content_type": { "type": "string" },
+        "delivery_mode": { "const": 2 },
+        "timestamp": { "type": "integer" },
+    });
+    for (name, property) in own_properties.as_object().into_iter().flatten() {
+        properties[name] = property.clone();
+    }
+    let mut described = json!({
+        "title": message_type,
+        "summary": about,
+        "contentType": content_type,
+        "correlationId": { "location": "$message.header#/correlation_id", "description": "The property `correlation_id`." },
+        "headers": { "type": "object", "properties": headers },
+        "payload": payload,
+        "bindings": { "amqp": { "messageType": message_type, "bindingVersion": "0.3.0" } },
+        "x-properties": { "type": "object", "properties": properties },
+    });
+    if let Ok(sample) = sample {
+        described["examples"] = json!([example(&sample)]);
+    }
+    described
+}
+
+/// A message as it is published.
+fn example(message: &Message) -> Value {
+    let headers = message.properties.headers().iter().flat_map(|headers| headers.inner());
+    let headers: Map<_, _> = headers.map(|(name, value)| (name.to_string(), plain(value))).collect();
+    let payload: Value = serde_json::from_slice(&message.body).unwrap_or_default();
+    json!({ "headers": headers, "payload": payload })
+}
+
+fn plain(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(value) => json!(value),
+        AMQPValue::LongUInt(value) => json!(value),
+        AMQPValue::LongLongInt(value) => json!(value),
+        AMQPValue::Double(value) => json!(value),
+        AMQPValue::LongString(text) => json!(text.to_string()),
+        other => json!(format!("{other:?}")),
+    }
+}
+
+/// Messages with everything that the code puts into one.
+mod samples {
+    use super::{
+        Cancel, Content, Duration, EXAMPLE_ID, Message, Outcome, Problem, Progress, Reply, Request, ReturnAddress,
+        Timestamp, Unreadable, examples, message,
+    };
+
+    fn sample() -> Result<Request, Unreadable> {
+        let body = examples::bodies().into_iter().find(|(kind, _)| *kind == "order.place");
+        Ok(Request {
+            operation: Some(EXAMPLE_ID.parse()?),
+            correlation_id: EXAMPLE_ID.into(),
+            kind: "order.place".into(),
+            step: 1,
+            attempt: 1,
+            deadline: deadline().checked_add(Duration::from_secs(300)).ok(),
+            expiration: None,
+            reply_to: Some(ReturnAddress::Group("default".into())),
+            priority: Some(5),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            content: Content::json(body.map(|(_, body)| body.to_string()).unwrap_or_default()),
+        })
+    }
+
+    fn deadline() -> Timestamp {
+        "2026-01-02T09:00:00Z".parse().unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    pub(super) fn request() -> Result<Message, Unreadable> {
+        sample()?.to_message(EXAMPLE_ID.parse()?, "default", deadline())
+    }
+
+    pub(super) fn progress() -> Result<Message, Unreadable> {
+        let progress = Progress {
+            step: 1,
+            attempt: 1,
+            sequence: 1_767_344_400_000_000,
+            percent: Some(42.0),
+            message: Some("packing".into()),
+            lease: Some(Duration::from_secs(45)),
+        };
+        sample()?.progress_message(&progress)?.ok_or_else(|| Unreadable("nobody to report to".into()))
+    }
+
+    pub(super) fn reply() -> Result<Message, Unreadable> {
+        let result = r#"{"orderId":"o-1","totalCents":9998,"items":[{"sku":"keyboard","quantity":2,"stockLeft":98}]}"#;
+        answer(Reply::new(1, 1, Outcome::Succeeded(Content::json(result))))
+    }
+
+    pub(super) fn error() -> Result<Message, Unreadable> {
+        let problem = Problem::new("payment-unavailable", 503, "The payment service cannot be reached", "it is down");
+        let failed = Reply::new(1, 1, Outcome::Failed(problem));
+        answer(Reply { retryable: true, retry_after: Some(Duration::from_secs(3)), ..failed })
+    }
+
+    fn answer(reply: Reply) -> Result<Message, Unreadable> {
+        message::answer(&ReturnAddress::Group("default".into()), EXAMPLE_ID, &reply)
+    }
+
+    pub(super) fn cancel() -> Result<Message, Unreadable> {
+        let (operation, reply_to) = (EXAMPLE_ID.parse()?, ReturnAddress::Group("default".into()));
+        let cancel =
+            Cancel { operation, kind: "order.place".into(), step: 1, attempt: 1, deadline: deadline(), reply_to };
+        cancel.to_message()
+    }
+}
