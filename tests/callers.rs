@@ -22,7 +22,8 @@ fn new_key() -> (String, String) {
 /// Adds a caller to the configuration of a requestor that is not started yet.
 pub(crate) fn add(pair: &mut Pair, name: &str, admin: bool) -> Caller {
     let (key, hash) = new_key();
-    let config = CallerConfig { key_hashes: vec![hash], admin, quotas: Default::default() };
+    let config =
+        CallerConfig { key_hashes: vec![hash], admin, webhook_secrets: Vec::new(), quotas: Default::default() };
     pair.requestor_config.callers.insert(name.into(), config);
     pair.with_key(&key)
 }
@@ -62,6 +63,7 @@ async fn with_keys_nobody_is_served_without_one_but_who_watches_the_service() {
         ("POST", "/v1/requests/echo".into()),
         ("POST", "/v1/call/echo".into()),
         ("GET", "/v1/operations".into()),
+        ("GET", "/v1/events".into()),
     ]);
     for (method, path) in &all {
         for authorization in ["", "Bearer", "Bearer nope", "Basic YWRhOg==", "Bearer ="] {

@@ -16,6 +16,8 @@ fn bad_keys_urls_and_addresses_are_refused_with_exit_code_2() {
         ("requestor", "REQUESTOR_HTTP__LISTEN", "localhost", "http.listen"),
         ("requestor", "REQUESTOR_HTTP__LISTEN", "192.0.2.1:80", "allow_anonymous"),
         ("requestor", "REQUESTOR_HTTP__WAIT_MAX", "soon", "wait_max"),
+        ("requestor", "REQUESTOR_CALLERS__ADA__KEY_HASHES", "swordfish", "callers.ada.key_hashes"),
+        ("requestor", "REQUESTOR_QUOTAS__RATE_WINDOW", "10ms", "quotas.rate_window"),
         ("requestor", "REQUESTOR_STORE__URL", "mysql://localhost", "sqlite://"),
         ("requestor", "REQUESTOR_GROUP", "my group", "group"),
         ("requestor", "REQUESTOR_LOG__FILTER", "==", "log.filter"),

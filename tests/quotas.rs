@@ -5,6 +5,7 @@ use crate::stand_in::StandIn;
 use harness::eventually;
 use harness::pair::Pair;
 use requestor::callers::OwnQuotas;
+use requestor::config::PipelineConfig;
 use reqwest::Response;
 use serde_json::{Value, json};
 use shared::problem::Problem;
@@ -59,10 +60,22 @@ async fn each_answer_to_a_submit_tells_what_is_left_of_the_rate() {
     pair.finish().await;
 }
 
+/// Whether what is counted is what is there.
+fn counted_right(pair: &Pair) {
+    let store = rusqlite::Connection::open(pair.folder.path().join("requestor.db")).unwrap();
+    let sum = |sql: &str| store.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap();
+    let there = "select (select count(*) from operations where status < 2),
+        (select 1024 * count(*) from operations) + (select coalesce(sum(length(body)), 0) from requests)
+        + (select coalesce(sum(length(body)), 0) from results)";
+    assert_eq!(sum("select open, bytes from used"), sum(there));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn open_operations_are_counted_across_restarts_and_retries() {
     let mut pair = Pair::prepare().await;
     pair.requestor_config.quotas.open_max = 2;
+    let steps = PipelineConfig { steps: vec!["echo".into(), "echo".into()], timeout: None };
+    pair.requestor_config.pipelines.insert("twice".into(), steps);
     let provider = StandIn::join(&pair, &["echo"]).await;
     pair.start_requestor();
     pair.ready().await;
@@ -86,11 +99,19 @@ async fn open_operations_are_counted_across_restarts_and_retries() {
     pair.ended(&failed).await;
     pair.request("POST", &format!("/v1/operations/{failed}/retry")).send().await.unwrap();
     refused(pair.try_submit("echo", &json!(3)).await.unwrap(), "open").await;
+    counted_right(&pair);
     for _ in 0..2 {
         let request = provider.request("echo").await;
         provider.succeed(&request, "1").await;
         pair.ended(&request.correlation_id.to_string()).await;
     }
+    // The result of a step takes the place of its request.
+    let steps = pair.submit("twice", &json!("a long request")).await;
+    for result in ["1", "123"] {
+        provider.succeed(&provider.request("echo").await, result).await;
+    }
+    pair.ended(&steps).await;
+    counted_right(&pair);
     provider.leave().await;
     pair.finish().await;
 }
@@ -117,6 +138,7 @@ async fn bytes_are_free_again_once_their_operations_are_forgotten() {
     .await;
     assert_eq!(pair.get(&format!("/v1/operations/{id}")).await.status(), 410);
     pair.ended(&next).await;
+    counted_right(&pair);
     pair.finish().await;
 }
 

@@ -1,5 +1,6 @@
 //! A provider that a test plays itself, message by message.
 
+use harness::broker::VirtualHost;
 use harness::eventually;
 use harness::pair::Pair;
 use jiff::Timestamp;
@@ -23,7 +24,12 @@ pub(crate) struct StandIn {
 impl StandIn {
     /// Declares what a provider of `kinds` declares.
     pub(crate) async fn join(pair: &Pair, kinds: &[&str]) -> Self {
-        let connection = pair.host.connect().await;
+        Self::join_in(&pair.host, kinds).await
+    }
+
+    /// The same without a pair.
+    pub(crate) async fn join_in(host: &VirtualHost, kinds: &[&str]) -> Self {
+        let connection = host.connect().await;
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let kinds: Vec<_> = kinds.iter().map(|&kind| kind.to_owned()).collect();

@@ -25,6 +25,12 @@ impl Caller {
         Self { key: Some(key.into()), ..self.clone() }
     }
 
+    /// Its API key.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// A request to `path`, for headers and bodies of the test's own.
     pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method.parse().unwrap(), format!("{}{path}", self.base));

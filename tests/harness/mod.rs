@@ -24,6 +24,10 @@ pub mod proxy;
 pub mod python;
 /// Both services as processes.
 pub mod services;
+/// Readers of event streams, over connections that can be cut at any byte.
+pub mod streams;
+/// A receiver of webhooks.
+pub mod webhook_receiver;
 
 use std::time::Duration;
 use tokio::time::Instant;

@@ -118,8 +118,9 @@ impl Service {
 
     /// Waits until it listens.
     pub async fn listening(&self) {
+        let tls = self.variables.iter().any(|(name, _)| name.ends_with("_HTTP__TLS__CERTIFICATE"));
         eventually(&format!("{} listens", self.name), async || {
-            let healthy = shared::http::check(([127, 0, 0, 1], self.port).into()).await;
+            let healthy = shared::http::check(([127, 0, 0, 1], self.port).into(), tls).await;
             healthy.map_err(|error| format!("{error:#}; log: {}", self.log()))
         })
         .await;
@@ -172,6 +173,17 @@ impl Process {
     pub fn sees(&self, path: &Path) -> PathBuf {
         let relative = path.strip_prefix("/").unwrap_or(path);
         Path::new("/proc").join(self.child.id().to_string()).join("root").join(relative)
+    }
+
+    /// The most memory that it has had so far, in bytes.
+    ///
+    /// # Panics
+    /// When the system does not tell.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
     /// Its exit status, once it has ended.

@@ -3,13 +3,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The client library of the examples in Python.
-const PIKA: &str = "pika==1.3.2";
+/// The client library of the examples in Python, and that of receivers of webhooks.
+const PACKAGES: [&str; 2] = ["pika==1.3.2", "standardwebhooks==1.0.0"];
 /// For a bare Debian, whose Python has no `venv`.
 const INSTALL: &str = "export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && \
     apt-get -o DPkg::Lock::Timeout=300 install -yqq --no-install-recommends python3-venv";
 
-/// A Python with what the examples need, in a virtual environment beside the binaries; made once.
+/// A Python with what the examples and the tests need, in a virtual environment beside the binaries; made once.
 ///
 /// # Panics
 /// When there is none and none can be made.
@@ -19,7 +19,7 @@ pub fn python() -> &'static PathBuf {
     PYTHON.get_or_init(|| {
         let folder = binaries().join("python");
         let python = folder.join("bin/python");
-        if run(Command::new(&python).args(["-c", "import pika"])).is_err() {
+        if run(Command::new(&python).args(["-c", "import pika, standardwebhooks"])).is_err() {
             let venv = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
             if venv().is_err() {
                 let root = nix::unistd::geteuid().is_root();
@@ -27,7 +27,7 @@ pub fn python() -> &'static PathBuf {
                 run(Command::new(line[0]).args(&line[1..])).unwrap();
                 venv().unwrap();
             }
-            run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PIKA])).unwrap();
+            run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES)).unwrap();
         }
         python
     })

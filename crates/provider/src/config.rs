@@ -2,11 +2,12 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ const ACK_MARGIN: Duration = Duration::from_secs(90);
 /// The longest that an outcome can be asked for after the deadline of its request: an operation that has failed may be
 /// attempted again for a day, and clocks may differ by five minutes each way.
 const RETENTION_MIN: Duration = Duration::from_secs(24 * 3600 + 600);
+
+/// Requestors believe an announcement, which holds for three pauses, for ten minutes at most (`announcements.lease_max`
+/// there).
+const ANNOUNCEMENTS_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(180);
 
 /// The provider's configuration. What each key means is written in [`DEFAULTS`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +46,7 @@ pub struct Config {
     pub lease: Duration,
     pub replies: RepliesConfig,
     pub progress: ProgressConfig,
+    pub announcements: AnnouncementsConfig,
     pub http: HttpConfig,
     pub broker: BrokerConfig,
     pub ledger: LedgerConfig,
@@ -72,6 +78,15 @@ pub struct ProgressConfig {
     pub heartbeat: Duration,
 }
 
+/// The section `[announcements]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct AnnouncementsConfig {
+    #[serde(with = "duration")]
+    pub interval: Duration,
+}
+
 /// The section `[http]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +94,7 @@ pub struct ProgressConfig {
 pub struct HttpConfig {
     pub listen: SocketAddr,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
 }
 
 /// The section `[ledger]`.
@@ -202,12 +218,18 @@ impl Config {
         anyhow::ensure!(self.concurrency <= PREFETCH_MAX, "concurrency: RabbitMQ allows {PREFETCH_MAX} at most");
         anyhow::ensure!(!self.progress.interval.is_zero(), "progress.interval must be more than 0");
         anyhow::ensure!(!self.progress.heartbeat.is_zero(), "progress.heartbeat must be more than 0");
+        anyhow::ensure!(
+            ANNOUNCEMENTS_INTERVAL.contains(&self.announcements.interval),
+            "announcements.interval is {}: from 1s to 3m, or requestors would be flooded, or think that nobody is there",
+            humantime::format_duration(self.announcements.interval)
+        );
         anyhow::ensure!(self.video.processes_max > 0, "video.processes_max must be more than 0");
         anyhow::ensure!(self.video.threads > 0, "video.threads must be more than 0");
         anyhow::ensure!(self.video.nice < 20, "video.nice: at most 19");
         database::validate_url(self.ledger.url.expose()).context("ledger.url")?;
         self.payments.validate()?;
         self.validate_times()?;
+        self.http.limits.validate()?;
         self.broker.validate()
     }
 
@@ -272,13 +294,14 @@ mod tests {
     #[test]
     fn an_inequality_that_does_not_hold_names_its_key() {
         type Change = fn(&mut Config);
-        let cases: [(&str, Change); 6] = [
+        let cases: [(&str, Change); 7] = [
             ("lease is 37s", |config| config.lease = Duration::from_secs(37)),
             ("lease is 1m 1s", |config| config.lease = Duration::from_secs(61)),
             ("ack_hold is 29m", |config| config.ack_hold = Duration::from_secs(29 * 60)),
             ("ack_timeout", |config| config.ack_timeout = Duration::from_secs(60)),
             ("ledger.retention is 1day", |config| config.ledger.retention = Duration::from_secs(24 * 3600)),
             ("payments.url", |config| config.payments.url = "bank".into()),
+            ("announcements.interval is 10m", |config| config.announcements.interval = Duration::from_secs(600)),
         ];
         for (says, change) in cases {
             let mut config: Config = shared::config::load(DEFAULTS, "PROVIDER_UNIT_TEST", None).unwrap();

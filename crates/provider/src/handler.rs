@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::database::DatabaseError;
 use shared::json::{self, JsonError};
-use shared::message::{Content, JSON, UNNAMED};
+use shared::message::{Content, Effect, JSON, UNNAMED};
 use shared::problem::Problem;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +72,14 @@ impl Handler {
     /// Whether it needs a ledger.
     pub(crate) fn has_effect(&self) -> bool {
         !matches!(self, Self::Pure(_))
+    }
+
+    pub(crate) fn effect(&self) -> Effect {
+        match self {
+            Self::Pure(_) => Effect::Pure,
+            Self::Transactional(_) => Effect::Transactional,
+            Self::External(_) => Effect::External,
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub use handler::Failure;
 pub use ledger::Transaction;
 /// The database library of transactional handlers.
 pub use rusqlite;
+/// The library that makes a JSON Schema of a type, for [`Builder::describe`].
+pub use schemars;
 pub use shared::message::Content;
 pub use shared::problem::Problem;
 
@@ -53,10 +55,11 @@ use anyhow::Context as _;
 use handler::Handler;
 use ledger::Ledger;
 use rusqlite::Connection;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::amqp::{self, Status, Supervisor};
-use shared::schema;
+use shared::schema::{self, Schemas};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -74,6 +77,8 @@ type Prepare = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 pub struct Provider {
     config: Config,
     handlers: BTreeMap<String, Handler>,
+    schemas: BTreeMap<String, Schemas>,
+    version: String,
     prepare: PrepareAll,
     objects: Option<handlers::video::Objects>,
 }
@@ -94,7 +99,14 @@ impl Provider {
     /// A provider without handlers.
     #[must_use]
     pub fn builder(config: Config) -> Builder {
-        Builder(Self { config, handlers: BTreeMap::new(), prepare: PrepareAll(Vec::new()), objects: None })
+        Builder(Self {
+            config,
+            handlers: BTreeMap::new(),
+            schemas: BTreeMap::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            prepare: PrepareAll(Vec::new()),
+            objects: None,
+        })
     }
 
     /// A provider of those kinds that come with the product and that `config.kinds` names.
@@ -121,6 +133,9 @@ impl Provider {
             builder = builder.handle_external(schema::payment::KIND, handlers::payment::charge(&payments)?);
         }
         let provider = &mut builder.0;
+        for (kind, schemas) in schema::built_in() {
+            provider.schemas.entry(kind.to_owned()).or_insert(schemas);
+        }
         if wanted != ["all"] {
             let known = provider.handlers.keys().cloned().collect::<Vec<_>>().join(", ");
             if let Some(unknown) = wanted.iter().find(|kind| !provider.handlers.contains_key(*kind)) {
@@ -152,14 +167,15 @@ impl Provider {
     /// What keeps it from starting, or that its ledger can no longer be trusted.
     pub async fn run_on(self, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         shared::telemetry::init_metrics();
-        let Self { config, handlers, prepare, objects } = self;
+        let Self { config, handlers, schemas, version, prepare, objects } = self;
+        let announcements = worker::announcing::announcements(&config, &version, &handlers, schemas);
         let ledger = match handlers.values().any(Handler::has_effect) || !prepare.0.is_empty() {
             true => Some(Ledger::open(config.ledger.url.expose(), prepare.0).await.context("ledger")?),
             false => None,
         };
         tracing::info!(listen = %listener.local_addr()?, group = config.group, "provider ready");
         let (publisher, mut queue) = amqp::publisher(&config.broker);
-        let worker = Worker::new(config.clone(), handlers, ledger.clone(), publisher, shutdown.clone());
+        let worker = Worker::new(config.clone(), handlers, announcements, ledger.clone(), publisher, shutdown.clone());
         let status = Status::channel();
         let routes = shared::http::health_routes(status.subscribe());
         let name = format!("provider {}", config.group);
@@ -174,7 +190,7 @@ impl Provider {
             }
             ended.cancel();
         };
-        let health = shared::http::serve(listener, routes, &config.http.limits, &ended);
+        let health = shared::http::serve(listener, routes, &config.http.limits, &config.http.tls, &ended);
         tokio::select! {
             ((), served) = async { tokio::join!(work, health) } => served,
             () = keep(ledger.as_ref(), config.ledger.retention) => {
@@ -239,6 +255,22 @@ impl Builder {
         self.with(kind, Handler::External(handler::typed(function)))
     }
 
+    /// Says what requests and results of `kind` look like. The schemas are announced, so that requestors check requests
+    /// before they accept them, and show callers what to send.
+    #[must_use]
+    pub fn describe<Q: JsonSchema, P: JsonSchema>(mut self, kind: &str) -> Self {
+        self.0.schemas.insert(kind.to_owned(), Schemas::of::<Q, P>());
+        self
+    }
+
+    /// The version that is announced, in at most 64 visible characters; that of this crate unless given. Where providers
+    /// of a kind announce different schemas, those of the newest version hold.
+    #[must_use]
+    pub fn version(mut self, version: &str) -> Self {
+        version.clone_into(&mut self.0.version);
+        self
+    }
+
     /// Runs `prepare` in the ledger's database at every start, to create the tables that a handler needs.
     #[must_use]
     pub fn prepare_ledger(
@@ -258,6 +290,9 @@ impl Builder {
         for kind in self.0.handlers.keys() {
             anyhow::ensure!(shared::topology::is_kind(kind), "{kind:?} cannot name a kind: use a-z, 0-9, . - _");
         }
+        let version = &self.0.version;
+        let plain = version.len() <= 64 && version.bytes().all(|byte| byte.is_ascii_graphic());
+        anyhow::ensure!(plain, "version {version:.80?}: use at most 64 visible characters");
         Ok(self.0)
     }
 
@@ -265,6 +300,7 @@ impl Builder {
     fn with_commands(mut self) -> anyhow::Result<Self> {
         for (kind, config) in self.0.config.commands.clone() {
             let command = handlers::command::Command::open(&kind, &config)?;
+            self.0.schemas.insert(kind.clone(), command.schemas());
             let run = handler::raw(move |content, context| Arc::clone(&command).handle(content, context));
             self = match config.effect {
                 config::Effect::Pure => self.with(&kind, Handler::Pure(run)),

@@ -37,13 +37,15 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Serve => serve(config),
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
-        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen)),
+        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen, config.http.tls.is_on())),
     }
 }
 
-fn serve(config: Config) -> ExitCode {
+fn serve(mut config: Config) -> ExitCode {
     let prepare = || {
         shared::telemetry::init_logs(&config.log)?;
+        config.http.tls.validate()?;
+        config.http.limits.fit_descriptors()?;
         let listener = shared::http::bind(config.http.listen)?;
         anyhow::Ok((Provider::built_in(config)?, listener))
     };

@@ -1,10 +1,12 @@
 use crate::callers::{self, CallerConfig, Quotas};
 use crate::rules::{Retries, Rules, RulesByKind};
+use crate::webhook::{Secrets, WebhooksConfig};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shared::amqp::BrokerConfig;
 use shared::config::{SecretUrl, duration, list};
-use shared::http::ServerLimits;
+use shared::http::{ServerLimits, TlsConfig};
+use shared::message::ANNOUNCEMENT_BYTES_MAX;
 use shared::telemetry::LogConfig;
 use shared::{database, topology};
 use std::collections::BTreeMap;
@@ -31,6 +33,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub broker: BrokerConfig,
     pub replies: RepliesConfig,
+    pub announcements: AnnouncementsConfig,
     pub store: StoreConfig,
     pub operations: OperationsConfig,
     #[serde(default)]
@@ -39,6 +42,7 @@ pub struct Config {
     pub retries: Retries,
     pub redrive: RedriveConfig,
     pub cancel: CancelConfig,
+    pub webhooks: WebhooksConfig,
     pub kinds: BTreeMap<String, KindConfig>,
     #[serde(default)]
     pub pipelines: BTreeMap<String, PipelineConfig>,
@@ -60,7 +64,20 @@ pub struct HttpConfig {
     pub wait_max: Duration,
     pub waiters_max: usize,
     pub page_size_max: usize,
+    pub streams_max: usize,
+    pub streams: StreamsConfig,
     pub limits: ServerLimits,
+    pub tls: TlsConfig,
+}
+
+/// The section `[http.streams]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct StreamsConfig {
+    #[serde(with = "duration")]
+    pub keep_alive: Duration,
+    pub behind_max: usize,
 }
 
 /// The section `[replies]`.
@@ -70,6 +87,22 @@ pub struct HttpConfig {
 pub struct RepliesConfig {
     #[serde(deserialize_with = "list")]
     pub users: Vec<String>,
+}
+
+/// The section `[announcements]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct AnnouncementsConfig {
+    pub kinds_max: usize,
+    pub providers_max: usize,
+    pub schema_bytes_max: usize,
+    #[serde(with = "duration")]
+    pub lease_max: Duration,
+    #[serde(with = "duration")]
+    pub keep_providers: Duration,
+    #[serde(with = "duration")]
+    pub keep_kinds: Duration,
 }
 
 /// The section `[store]`.
@@ -180,6 +213,14 @@ impl Config {
         Ok(config)
     }
 
+    /// Checks what this machine has for it: the certificate's files, and descriptors for the connections, of which it
+    /// may have to take fewer.
+    pub(crate) fn fit_machine(&mut self) -> anyhow::Result<()> {
+        self.http.tls.validate()?;
+        self.http.limits.fit_descriptors()?;
+        self.http.validate(!self.callers.is_empty())
+    }
+
     /// What decides how operations change.
     #[must_use]
     pub fn rules(&self) -> RulesByKind {
@@ -233,6 +274,13 @@ impl Config {
             operations.retry_window <= RETRY_WINDOW_MAX,
             "operations.retry_window must be at most 24h: a provider's ledger may forget an outcome a day after the deadline"
         );
+        let secrets = Secrets::new(&self.webhooks.secrets, &self.callers);
+        self.webhooks.validate(operations.retention, secrets.any())?;
+        let kept = &self.announcements;
+        anyhow::ensure!(
+            kept.schema_bytes_max * 2 < ANNOUNCEMENT_BYTES_MAX,
+            "announcements.schema_bytes_max must be less than half of an announcement's {ANNOUNCEMENT_BYTES_MAX} bytes"
+        );
         anyhow::ensure!(self.retries.pause <= self.retries.pause_max, "retries.pause is above retries.pause_max");
         anyhow::ensure!(self.cancel.resend <= self.cancel.resend_max, "cancel.resend is above cancel.resend_max");
         anyhow::ensure!(!self.cancel.resend.is_zero(), "cancel.resend must be more than 0");
@@ -254,8 +302,8 @@ impl Config {
                 "kinds.{kind}.fallback leads in a circle: {fallback} comes again"
             );
             anyhow::ensure!(
-                self.kinds.contains_key(fallback),
-                "kinds.{kind}.fallback leads to {fallback:?}, which is not one of the kinds"
+                topology::is_kind(fallback) && !self.pipelines.contains_key(fallback),
+                "kinds.{kind}.fallback leads to {fallback:?}, which cannot be a kind"
             );
             seen.push(fallback);
         }
@@ -271,8 +319,8 @@ impl Config {
         );
         for step in &pipeline.steps {
             anyhow::ensure!(
-                self.kinds.contains_key(step),
-                "pipelines.{name}.steps: {step:?} is not one of the kinds (a pipeline cannot be a step)"
+                topology::is_kind(step) && !self.pipelines.contains_key(step),
+                "pipelines.{name}.steps: {step:?} cannot be a kind (a pipeline cannot be a step)"
             );
         }
         let timeout = pipeline.timeout.unwrap_or(self.operations.timeout);
@@ -285,6 +333,11 @@ impl Config {
 }
 
 impl HttpConfig {
+    /// What URLs of this service begin with, where nothing else is known.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.tls.is_on() { "https" } else { "http" }
+    }
+
     fn validate(&self, keys: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             keys || self.allow_anonymous || self.listen.ip().is_loopback(),
@@ -295,11 +348,17 @@ impl HttpConfig {
             let url = url::Url::parse(&self.public_url).context("http.public_url")?;
             anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "http.public_url must be http:// or https://");
         }
+        self.limits.validate()?;
         anyhow::ensure!(
             self.waiters_max < self.limits.connections_max,
             "http.waiters_max must be below http.limits.connections_max, or waiting callers could lock out all others"
         );
         anyhow::ensure!(self.page_size_max > 0, "http.page_size_max must be at least 1");
+        anyhow::ensure!(
+            self.streams_max < self.limits.connections_max,
+            "http.streams_max must be below http.limits.connections_max, or streams could lock out all other callers"
+        );
+        anyhow::ensure!(!self.streams.keep_alive.is_zero(), "http.streams.keep_alive must be more than 0");
         Ok(())
     }
 }
@@ -333,9 +392,9 @@ mod tests {
         });
         assert!(circle.contains("circle"), "{circle}");
         let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
-        fall_back(&mut config, "echo", "nope");
+        fall_back(&mut config, "echo", "video.publish");
         assert!(config.validate().unwrap_err().to_string().contains("kinds.echo.fallback"));
-        for (steps, hint) in [(&[][..], "1 to 32"), (&["nope"], "nope"), (&["twice"], "cannot be a step")] {
+        for (steps, hint) in [(&[][..], "1 to 32"), (&["No"], "cannot be"), (&["twice"], "cannot be a step")] {
             let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
             config.pipelines.insert("twice".into(), pipeline(steps));
             let error = config.validate().unwrap_err().to_string();
@@ -345,6 +404,11 @@ mod tests {
         assert!(too_long.contains("24h"), "{too_long}");
         let forgotten = refused(|config| config.operations.retention = Duration::from_secs(3600));
         assert!(forgotten.contains("retry_window"), "{forgotten}");
+        let undelivered = refused(|config| {
+            config.webhooks.secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap()];
+            config.operations.retention = Duration::from_secs(72 * 3600);
+        });
+        assert!(undelivered.contains("operations.retention (72h)") && undelivered.contains("84h"), "{undelivered}");
     }
 
     #[test]
@@ -352,5 +416,18 @@ mod tests {
         let mut config: Config = shared::config::load(DEFAULTS, "REQUESTOR_UNIT_TEST", None).unwrap();
         config.http.listen = "0.0.0.0:8080".parse().unwrap();
         assert!(config.validate().unwrap_err().to_string().contains("allow_anonymous"));
+        let hash = callers::key::hash("key");
+        let caller = CallerConfig {
+            key_hashes: vec![hash],
+            admin: false,
+            quotas: Default::default(),
+            webhook_secrets: Vec::new(),
+        };
+        config.callers.insert("ada".into(), caller.clone());
+        config.validate().unwrap();
+        config.callers.insert("bob".into(), caller.clone());
+        assert!(config.validate().unwrap_err().to_string().contains("callers.bob.key_hashes: a key of ada"));
+        config.callers = [("anonymous".into(), caller)].into();
+        assert!(config.validate().unwrap_err().to_string().contains("not \"anonymous\""));
     }
 }

@@ -21,6 +21,8 @@ mod pace;
 pub mod store;
 mod sweeper;
 mod watch;
+/// Sends outcomes to who wants them.
+pub mod webhook;
 
 /// The command line.
 pub mod cli;
@@ -31,9 +33,11 @@ use gateway::Gateway;
 use kinds::Kinds;
 use pace::Pace;
 use std::net::TcpListener;
+use std::sync::Arc;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 use watch::Watch;
+use webhook::{Deliverer, Secrets, Targets};
 
 /// Runs the requestor on `listener` until `shutdown`, and returns when what was under way has ended.
 ///
@@ -48,22 +52,38 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationTo
 /// As [`run`], with kinds that are loaded already.
 async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     shared::telemetry::init_metrics();
-    let store = Store::open(config.store.url.expose(), config.rules()).context("store")?;
     let (watch, pace) = (Watch::default(), Pace::default());
-    let (gateway, queues) = Gateway::new(&config, store.clone(), watch.clone(), pace.clone());
+    let committed = watch.clone();
+    let committed = move |changes| committed.notify(changes);
+    let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
+    kinds.restore(store.announced().await.context("store")?);
+    kinds.check_references()?;
+    let (gateway, queues) = Gateway::new(&config, kinds.clone(), store.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
-    let app = http::App::new(&config, kinds, (store.clone(), gateway.clone(), watch, pace), shutdown.clone());
+    let targets = Arc::new(Targets::new(&config.webhooks)?);
+    let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
+    let webhooks = (secrets, targets);
+    let deliverer = Deliverer::new(&config.webhooks, webhooks.clone(), store.clone()).context("webhooks")?;
+    let parts = (store.clone(), gateway.clone(), watch.clone(), pace);
+    let app = http::App::new(&config, kinds, parts, webhooks, shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
-        let served = shared::http::serve(listener, http::router(app, &config), &config.http.limits, &shutdown).await;
+        let (limits, tls) = (&config.http.limits, &config.http.tls);
+        let served = shared::http::serve(listener, http::router(app, &config), limits, tls, &shutdown).await;
         http_ended.cancel();
         served
     };
     let background = async {
         let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper)
+        let webhooks = async {
+            if let Some(deliverer) = &deliverer {
+                deliverer.run(&shutdown).await;
+            }
+        };
+        let watch = http_ended.run_until_cancelled(watch.run());
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, webhooks, watch)
     };
     tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,

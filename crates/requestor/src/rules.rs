@@ -23,7 +23,7 @@ pub struct Retries {
 /// Settings that decide how operations change, by kind.
 #[derive(Clone, Debug)]
 pub struct RulesByKind {
-    /// For a kind that is no longer configured.
+    /// For a kind that is not configured: announced, or no longer configured.
     pub default: Rules,
     /// For those that are.
     pub kinds: BTreeMap<String, Rules>,

@@ -1,12 +1,13 @@
 use anyhow::Context;
 use config::builder::DefaultState;
 use config::{Config, ConfigBuilder, Environment, File, FileFormat};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 use url::Url;
 
 /// Loads a configuration: `defaults`, which are part of the binary, then `file`, then the environment.
@@ -180,19 +181,24 @@ pub mod duration {
 ///
 /// # Errors
 /// When it is neither.
-pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+pub fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + FromStr<Err: fmt::Display>,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Either {
-        List(Vec<String>),
+    enum Either<T> {
         Text(String),
+        List(Vec<T>),
     }
-    Ok(match Either::deserialize(deserializer)? {
-        Either::List(list) => list,
+    match Either::deserialize(deserializer)? {
+        Either::List(list) => Ok(list),
         Either::Text(text) => {
-            text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            items.map(|item| item.parse().map_err(|error| D::Error::custom(format!("{item:?}: {error}")))).collect()
         }
-    })
+    }
 }
 
 #[cfg(test)]

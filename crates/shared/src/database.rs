@@ -76,6 +76,18 @@ impl Sqlite {
     /// # Errors
     /// What is wrong with the URL, the file, its settings or its tables; and when another process has it open.
     pub fn open(url: &str, migrations: &Migrations<'_>) -> anyhow::Result<Self> {
+        Self::open_with(url, migrations, || {})
+    }
+
+    /// The same; `committed` is called on the writer's thread after each batch, before those who wait for it are told.
+    ///
+    /// # Errors
+    /// See [`Sqlite::open`].
+    pub fn open_with(
+        url: &str,
+        migrations: &Migrations<'_>,
+        committed: impl Fn() + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let path = path_of(url)?;
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -88,7 +100,7 @@ impl Sqlite {
         let stopped = failed.clone().drop_guard();
         std::thread::Builder::new().name("sqlite-writer".into()).spawn(move || {
             let _stopped = stopped;
-            write_batches(&writer, queue);
+            write_batches(&writer, queue, committed);
         })?;
         let (readers, reader_slots) = (Mutex::default(), Arc::new(Semaphore::new(READERS)));
         Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, _lock: lock })))
@@ -206,7 +218,7 @@ fn in_savepoint<T>(
     result
 }
 
-fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>, committed: impl Fn()) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH_MAX
@@ -215,6 +227,7 @@ fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
             batch.push(job);
         }
         let (completions, result) = write_batch(connection, batch);
+        committed();
         for complete in completions {
             complete(result.clone());
         }

@@ -22,9 +22,11 @@ pub mod config;
 pub mod crash;
 /// What both stores need: SQLite with one group-commit writer.
 pub mod database;
+/// Room for connections among the files that a process may have open.
+pub mod descriptors;
 /// How a program ends: exit codes and last words.
 pub mod exit;
-/// The HTTP server's accept loop, health endpoints and the health check.
+/// The HTTP server, health endpoints and the health check.
 pub mod http;
 /// SIGTERM and SIGINT as one token.
 pub mod shutdown;

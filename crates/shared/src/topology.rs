@@ -15,6 +15,9 @@ pub const CONTROL: &str = "arr.control";
 /// Dead letters: direct exchange, routing key = kind.
 pub const DEAD: &str = "arr.dead";
 
+/// What providers serve: fanout exchange, to all instances of all requestor groups.
+pub const ANNOUNCE: &str = "arr.announce";
+
 /// Deliveries of a request that kill their provider before it becomes a dead letter (N+1 in all).
 const DELIVERY_LIMIT: i32 = 5;
 /// Replies and dead letters are never given up; from RabbitMQ 4.0 on the default of 20 would drop them.
@@ -23,6 +26,8 @@ const DELIVERY_LIMIT_NONE: i32 = 1_000_000;
 const REQUESTS_MAX: i32 = 1_000_000;
 /// Progress reports that wait at most; beyond that the oldest are dropped.
 const PROGRESS_MAX: i32 = 10_000;
+/// Announcements that wait for one requestor at most; beyond that the oldest are dropped. Each comes again.
+const ANNOUNCEMENTS_MAX: i32 = 10_000;
 
 /// The queue that holds requests of `kind`.
 #[must_use]
@@ -52,6 +57,13 @@ pub fn control_queue(group: &str) -> String {
 #[must_use]
 pub fn instance_queue(group: &str, instance: &str) -> String {
     format!("arr.control.{group}.{instance}")
+}
+
+/// The queue of one `instance` of a requestor group, to hear what providers serve. It goes with its connection: what was
+/// announced while nobody listened is announced again.
+#[must_use]
+pub fn announcement_queue(group: &str, instance: &str) -> String {
+    format!("arr.announce.{group}.{instance}")
 }
 
 /// The queue that holds dead letters of `kind`.
@@ -124,15 +136,33 @@ pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[Stri
     Ok(())
 }
 
+/// Declares the queue in which an `instance` of a requestor group hears what providers serve, and returns its name.
+///
+/// # Errors
+/// What the broker says.
+pub async fn declare_for_announcements(channel: &Channel, group: &str, instance: &str) -> lapin::Result<String> {
+    let queue = announcement_queue(group, instance);
+    let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    channel.queue_declare(queue.as_str().into(), passing, announcement_arguments()).await?;
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.as_str().into(), ANNOUNCE.into(), "".into(), options, FieldTable::default()).await?;
+    Ok(queue)
+}
+
 async fn declare_exchanges(channel: &Channel) -> lapin::Result<()> {
-    for name in [REQUEST, REPLY, PROGRESS, CONTROL, DEAD] {
+    let exchanges = [REQUEST, REPLY, PROGRESS, CONTROL, DEAD].map(|name| (name, ExchangeKind::Direct));
+    for (name, kind) in exchanges.into_iter().chain([(ANNOUNCE, ExchangeKind::Fanout)]) {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
+        channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await?;
     }
     Ok(())
 }
 
-async fn declare_dead_queue(channel: &Channel, kind: &str) -> lapin::Result<()> {
+/// Declares the queue that holds dead letters of `kind`.
+///
+/// # Errors
+/// What the broker says, such as 406 when it exists with other arguments.
+pub async fn declare_dead_queue(channel: &Channel, kind: &str) -> lapin::Result<()> {
     declare_bound(channel, &dead_queue(kind), DEAD, kind, kept_arguments()).await
 }
 
@@ -170,6 +200,14 @@ pub fn progress_arguments() -> FieldTable {
     let mut arguments = kept_arguments();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
     arguments.insert("x-overflow".into(), text("drop-head"));
+    arguments
+}
+
+/// The arguments of a queue of announcements.
+#[must_use]
+pub fn announcement_arguments() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(ANNOUNCEMENTS_MAX));
     arguments
 }
 

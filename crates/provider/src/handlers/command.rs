@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use shared::message::Content;
 use shared::problem::Problem;
+use shared::schema::Schemas;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -29,7 +30,7 @@ const QUOTED_MAX: usize = 200;
 pub(crate) struct Command {
     kind: String,
     config: CommandConfig,
-    schema: Option<Validator>,
+    schema: Option<(Value, Validator)>,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -55,12 +56,19 @@ impl Command {
             Some(path) => {
                 let text = std::fs::read(path).with_context(|| format!("{key}.schema: {}", path.display()))?;
                 let schema = serde_json::from_slice(&text).with_context(|| format!("{key}.schema"))?;
-                Some(jsonschema::validator_for(&schema).map_err(|error| anyhow::anyhow!("{key}.schema: {error}"))?)
+                let validator =
+                    jsonschema::validator_for(&schema).map_err(|error| anyhow::anyhow!("{key}.schema: {error}"))?;
+                Some((schema, validator))
             }
         };
         // Ours may hold the broker's password.
         let environment = shared::config::environment_for_child(|name| !name.starts_with("PROVIDER_"));
         Ok(Arc::new(Self { kind: kind.to_owned(), config: config.clone(), schema, environment }))
+    }
+
+    /// What requests look like, if the section says so.
+    pub(crate) fn schemas(&self) -> Schemas {
+        Schemas { request: self.schema.as_ref().map(|(schema, _)| schema.clone()), result: None }
     }
 
     /// Runs the command for one request.
@@ -86,7 +94,7 @@ impl Command {
     fn validate(&self, request: &Content) -> Result<(), Failure> {
         let value: Value = serde_json::from_slice(&request.body)
             .map_err(|error| Failure::invalid("", format!("the request is not JSON: {error}")))?;
-        let Some(schema) = &self.schema else { return Ok(()) };
+        let Some((_, schema)) = &self.schema else { return Ok(()) };
         let violations: Vec<Value> = schema
             .iter_errors(&value)
             .take(VIOLATIONS_MAX)

@@ -1,5 +1,6 @@
 //! Service Activator: takes deliveries, runs handlers, and settles a request only after its reply is confirmed.
 
+pub(crate) mod announcing;
 mod control;
 mod effects;
 mod execution;
@@ -16,7 +17,7 @@ use lapin::{Acker, Consumer};
 use running::{Canceled, Joined, Running};
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
-    Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, check_request, header_number,
+    Announcement, Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, check_request, header_number,
     return_address, step_of,
 };
 use shared::problem::Problem;
@@ -42,6 +43,7 @@ struct Inner {
     config: Config,
     handlers: BTreeMap<String, Handler>,
     lanes: BTreeMap<String, Lane>,
+    announcements: Vec<Announcement>,
     ledger: Option<Ledger>,
     publisher: Publisher,
     jobs: TaskTracker,
@@ -94,6 +96,7 @@ impl Worker {
     pub(crate) fn new(
         config: Config,
         handlers: BTreeMap<String, Handler>,
+        announcements: Vec<Announcement>,
         ledger: Option<Ledger>,
         publisher: Publisher,
         shutdown: CancellationToken,
@@ -102,7 +105,19 @@ impl Worker {
         let lane = || Lane { slots: Arc::new(Semaphore::new(slots)), leased: watch::Sender::new(0) };
         let lanes = handlers.keys().map(|kind| (kind.clone(), lane())).collect();
         let (jobs, stop, running, canceled) = Default::default();
-        Self(Arc::new(Inner { config, handlers, lanes, ledger, publisher, jobs, shutdown, stop, running, canceled }))
+        Self(Arc::new(Inner {
+            config,
+            handlers,
+            lanes,
+            announcements,
+            ledger,
+            publisher,
+            jobs,
+            shutdown,
+            stop,
+            running,
+            canceled,
+        }))
     }
 
     /// Serves one session until it fails, or until the shutdown and the end of what was under way.
@@ -119,6 +134,7 @@ impl Worker {
         let requests = async {
             let lanes = self.0.lanes.iter().map(|(kind, lane)| self.consume(session, kind, lane));
             futures_util::future::try_join_all(lanes).await?;
+            self.leave().await;
             self.drain().await;
             anyhow::Ok(())
         };
@@ -134,6 +150,7 @@ impl Worker {
             result = session.publish_from(queue) => result,
             result = work => result,
             result = self.control(session, &own, false) => result,
+            result = self.announce() => result,
         }
     }
 

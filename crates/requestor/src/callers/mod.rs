@@ -7,9 +7,11 @@ mod quotas;
 pub(crate) use quotas::Left;
 pub use quotas::{OwnQuotas, Quotas};
 
+use crate::config::HttpConfig;
 use crate::http::Error;
 use crate::operation::ANONYMOUS;
 use crate::store::Scope;
+use crate::webhook::{Secret, secrets};
 use quotas::Rate;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +31,8 @@ pub struct CallerConfig {
     pub key_hashes: Vec<String>,
     #[serde(default)]
     pub admin: bool,
+    #[serde(default, deserialize_with = "secrets")]
+    pub webhook_secrets: Vec<Secret>,
     #[serde(default)]
     pub quotas: OwnQuotas,
 }
@@ -84,6 +88,8 @@ pub(crate) struct Callers {
     named: HashMap<Arc<str>, Account>,
     /// All that may wait at once.
     waiters: Arc<Semaphore>,
+    /// All that may follow events at once.
+    streams: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -100,12 +106,12 @@ struct Account {
 #[derive(Debug)]
 pub(crate) struct Slot {
     _own: OwnedSemaphorePermit,
-    _shared: Option<OwnedSemaphorePermit>,
+    _shared: OwnedSemaphorePermit,
 }
 
 impl Callers {
     /// Callers who have nothing yet.
-    pub(crate) fn new(callers: &BTreeMap<String, CallerConfig>, quotas: &Quotas, waiters_max: usize) -> Self {
+    pub(crate) fn new(callers: &BTreeMap<String, CallerConfig>, quotas: &Quotas, http: &HttpConfig) -> Self {
         let named = callers.iter().map(|(name, config)| {
             let caller = Caller { name: name.as_str().into(), admin: config.admin };
             (Arc::clone(&caller.name), Account::new(caller, config.key_hashes.clone(), quotas.with(&config.quotas)))
@@ -114,7 +120,8 @@ impl Callers {
         Self {
             anonymous: Account::new(anonymous, Vec::new(), quotas.clone()),
             named: named.collect(),
-            waiters: Arc::new(Semaphore::new(waiters_max)),
+            waiters: semaphore(http.waiters_max),
+            streams: semaphore(http.streams_max),
         }
     }
 
@@ -153,19 +160,21 @@ impl Callers {
     pub(crate) fn waiter(&self, caller: &Caller) -> Result<Slot, Error> {
         let account = self.account(caller);
         let own = slot(&account.waiters).ok_or_else(|| Error::over_quota("waiters", account.quotas.waiters_max, 1))?;
-        let shared = slot(&self.waiters).ok_or_else(Error::overloaded)?;
-        Ok(Slot { _own: own, _shared: Some(shared) })
+        let shared = slot(&self.waiters);
+        let shared = shared.ok_or_else(|| Error::overloaded("no more callers can wait for an outcome now"))?;
+        Ok(Slot { _own: own, _shared: shared })
     }
 
     /// A stream of events.
     ///
     /// # Errors
-    /// 429 if the caller has all of its own.
-    #[expect(dead_code, reason = "streams of events take it")]
+    /// 429 if the caller has all of its own, 503 if all together have all there are.
     pub(crate) fn stream(&self, caller: &Caller) -> Result<Slot, Error> {
         let account = self.account(caller);
         let own = slot(&account.streams).ok_or_else(|| Error::over_quota("streams", account.quotas.streams_max, 5))?;
-        Ok(Slot { _own: own, _shared: None })
+        let shared = slot(&self.streams);
+        let shared = shared.ok_or_else(|| Error::overloaded("no more streams of events can be opened now"))?;
+        Ok(Slot { _own: own, _shared: shared })
     }
 
     fn account(&self, caller: &Caller) -> &Account {
@@ -175,7 +184,6 @@ impl Callers {
 
 impl Account {
     fn new(caller: Caller, key_hashes: Vec<String>, quotas: Quotas) -> Self {
-        let semaphore = |size: usize| Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
         Self {
             caller,
             key_hashes,
@@ -185,6 +193,10 @@ impl Account {
             quotas,
         }
     }
+}
+
+fn semaphore(size: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)))
 }
 
 fn slot(of: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {

@@ -1,5 +1,5 @@
 use anyhow::Context;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{RequestBuilder, Response, Url, redirect};
 use serde_json::Value;
 use std::time::Duration;
@@ -100,6 +100,20 @@ impl Client {
         }
     }
 
+    /// Opens the stream of events at `path`, from behind the event `last` on. The inner error may pass.
+    pub(super) async fn stream(&self, path: &[&str], last: Option<&str>) -> anyhow::Result<anyhow::Result<Response>> {
+        let mut request = self.http.get(self.url(path)?).header(ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let Ok(sent) = tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await else {
+            return Ok(Err(anyhow::anyhow!("{} does not answer in time", self.base)));
+        };
+        let may_pass = sent.as_ref().map_or(true, |response| response.status().is_server_error());
+        let answer = self.answer(sent).await;
+        if may_pass { Ok(answer) } else { answer.map(Ok) }
+    }
+
     /// A page of operations.
     pub(super) async fn list(&self, kind: Option<&str>, status: Option<&str>, limit: u32) -> anyhow::Result<Value> {
         let mut url = self.url(&["v1", "operations"])?;
@@ -110,6 +124,12 @@ impl Client {
             }
         }
         self.json(self.http.get(url)).await
+    }
+
+    /// All kinds, or all that is known of one.
+    pub(super) async fn kinds(&self, kind: Option<&str>) -> anyhow::Result<Value> {
+        let path = ["v1", "kinds"].into_iter().chain(kind).collect::<Vec<_>>();
+        self.json(self.http.get(self.url(&path)?)).await
     }
 
     fn url(&self, segments: &[&str]) -> anyhow::Result<Url> {
@@ -126,7 +146,10 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let sent = request.timeout(ANSWER_TIMEOUT).send().await;
+        self.answer(request.timeout(ANSWER_TIMEOUT).send().await).await
+    }
+
+    async fn answer(&self, sent: reqwest::Result<Response>) -> anyhow::Result<Response> {
         let response = sent.with_context(|| format!("{} does not answer; is the requestor running?", self.base))?;
         if response.status().is_client_error() || response.status().is_server_error() {
             let status = response.status();

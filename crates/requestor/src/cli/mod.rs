@@ -2,6 +2,7 @@
 
 mod client;
 mod show;
+mod stream;
 
 use crate::callers::key;
 use crate::config::Config;
@@ -9,6 +10,7 @@ use crate::kinds::Kinds;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::Client;
+use serde_json::Value;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,6 +70,13 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Show what can be asked for, and who serves it; or all that is known of one kind, with its schemas.
+    Kinds {
+        /// Only this kind.
+        kind: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Ask for an operation to be canceled. It ends as Canceled only if its effect has not happened.
     Cancel {
         /// The operation's id.
@@ -89,6 +98,14 @@ enum Command {
     Events {
         /// The operation's id.
         id: String,
+        /// Go on with what happens to it, until it has ended. With --json, one document a line.
+        #[arg(long)]
+        follow: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Show the open operations, then all that happens, until Ctrl-C. With --json, one document a line.
+    Watch {
         #[command(flatten)]
         remote: Remote,
     },
@@ -134,7 +151,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Serve => serve(config),
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
         Command::Key { command: KeyCommand::New } => shared::exit::run(async { show::key(&key::new()?) }),
-        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen)),
+        Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen, config.http.tls.is_on())),
         Command::Submit { kind, request, wait, timeout, idempotency_key, remote } => shared::exit::run(async move {
             let client = remote.client(&config)?;
             let accepted =
@@ -156,9 +173,21 @@ pub fn main(arguments: Arguments) -> ExitCode {
             let operation = remote.client(&config)?.retry(&id, timeout.as_deref()).await?;
             show::operation(&operation, remote.json)
         }),
-        Command::Events { id, remote } => shared::exit::run(async move {
+        Command::Events { id, follow: true, remote } => shared::exit::run(async move {
+            let show = |event: &Value| show::event(event, remote.json);
+            stream::follow(&remote.client(&config)?, &["v1", "operations", &id, "events"], show).await
+        }),
+        Command::Watch { remote } => shared::exit::run(async move {
+            let show = |event: &Value| show::event_of_all(event, remote.json);
+            stream::follow(&remote.client(&config)?, &["v1", "events"], show).await
+        }),
+        Command::Events { id, follow: false, remote } => shared::exit::run(async move {
             let events = remote.client(&config)?.events(&id).await?;
             show::events(events, remote.json)
+        }),
+        Command::Kinds { kind, remote } => shared::exit::run(async move {
+            let found = remote.client(&config)?.kinds(kind.as_deref()).await?;
+            show::kinds(&found, remote.json || kind.is_some())
         }),
         Command::List { kind, status, limit, remote } => shared::exit::run(async move {
             let page = remote.client(&config)?.list(kind.as_deref(), status.as_deref(), limit).await?;
@@ -167,9 +196,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    let prepare = || {
+fn serve(mut config: Config) -> ExitCode {
+    let mut prepare = || {
         shared::telemetry::init_logs(&config.log)?;
+        config.fit_machine()?;
         anyhow::Ok((Kinds::load(&config)?, shared::http::bind(config.http.listen)?))
     };
     match prepare() {
@@ -183,7 +213,7 @@ fn serve(config: Config) -> ExitCode {
 
 impl Remote {
     fn client(&self, config: &Config) -> anyhow::Result<Client> {
-        let configured = format!("http://{}", shared::http::reachable(config.http.listen));
+        let configured = format!("{}://{}", config.http.scheme(), shared::http::reachable(config.http.listen));
         Client::new(self.url.as_deref().unwrap_or(&configured), self.key.as_deref())
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn operation(operation: &Value, as_json: bool) -> anyhow::Result<()> 
     }
     let shown = [
         "id",
+        "owner",
         "kind",
         "status",
         "percentComplete",
@@ -64,15 +65,58 @@ pub(super) fn events(events: Vec<Value>, as_json: bool) -> anyhow::Result<()> {
         return document(&json!({ "events": events }));
     }
     println!("{:>4}  {:<30}  {:<16}  data", "n", "at", "type");
-    for event in &events {
-        let data = match event["data"].as_object() {
-            Some(members) => members.iter().map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>(),
-            None => vec![text(&event["data"])],
-        };
-        let column = |name: &str| text(&event[name]);
-        println!("{:>4}  {:<30}  {:<16}  {}", column("number"), column("at"), column("type"), data.join(" "));
+    events.iter().try_for_each(event_row)
+}
+
+fn event_row(event: &Value) -> anyhow::Result<()> {
+    let column = |name: &str| text(&event[name]);
+    let (number, at, event_type) = (column("number"), column("at"), column("type"));
+    say(&format!("{number:>4}  {at:<30}  {event_type:<16}  {}", members(event)))
+}
+
+/// What belongs to an event; of a snapshot, how its operation is.
+fn members(event: &Value) -> String {
+    let shown = ["status", "percentComplete", "message"];
+    let snapshot = event["type"] == "snapshot";
+    match event["data"].as_object() {
+        Some(members) => {
+            let members = members.iter().filter(|(name, _)| !snapshot || shown.contains(&name.as_str()));
+            members.map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>().join(" ")
+        }
+        None => text(&event["data"]),
     }
-    Ok(())
+}
+
+/// The next event of an operation.
+pub(super) fn event(event: &Value, as_json: bool) -> anyhow::Result<()> {
+    match as_json {
+        true => say(&event.to_string()),
+        false => event_row(event),
+    }
+}
+
+/// The next event of all operations, or those that are open.
+pub(super) fn event_of_all(event: &Value, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return say(&event.to_string());
+    }
+    if event["type"] != "snapshot" {
+        return row_of_all([&event["at"], &event["operation"], &event["kind"], &event["type"]], &members(event));
+    }
+    event["data"]["operations"].as_array().into_iter().flatten().try_for_each(|operation| {
+        let data = json!({ "type": "snapshot", "data": operation });
+        row_of_all([&event["at"], &operation["id"], &operation["kind"], &event["type"]], &members(&data))
+    })
+}
+
+fn row_of_all(columns: [&Value; 4], data: &str) -> anyhow::Result<()> {
+    let [at, id, kind, event_type] = columns.map(text);
+    say(&format!("{at:<30}  {id:<36}  {kind:<20}  {event_type:<16}  {data}"))
+}
+
+/// Prints a line of what may go on for long; an error when nobody reads it any more.
+fn say(line: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 /// Operations as a table.
@@ -91,6 +135,32 @@ pub(super) fn list(page: &Value, as_json: bool) -> anyhow::Result<()> {
             column("status"),
             column("createdAt"),
             step(operation).unwrap_or_default()
+        );
+    }
+    Ok(())
+}
+
+/// Kinds as a table.
+pub(super) fn kinds(found: &Value, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return document(found);
+    }
+    println!(
+        "{:<24}  {:>9}  {:>5}  {:<10}  {:<13}  {:>8}  steps",
+        "kind", "providers", "slots", "version", "effect", "timeout"
+    );
+    for kind in found["kinds"].as_array().into_iter().flatten() {
+        let column = |name: &str| kind.get(name).map(text).unwrap_or_default();
+        let steps: Vec<_> = kind["steps"].as_array().into_iter().flatten().map(text).collect();
+        println!(
+            "{:<24}  {:>9}  {:>5}  {:<10}  {:<13}  {:>7}s  {}",
+            column("kind"),
+            column("providersSeen"),
+            column("concurrency"),
+            column("version"),
+            column("effect"),
+            column("timeoutSeconds"),
+            steps.join(", ")
         );
     }
     Ok(())

@@ -47,6 +47,14 @@ fn channels() -> Value {
     let (kind, group) = ("{kind}", "{group}");
     let instance = topology::instance_queue(group, "{instance}");
     let kept = topology::kept_arguments();
+    let mut announcements = passing_queue(
+        &topology::announcement_queue(group, "{instance}"),
+        (topology::ANNOUNCE, ""),
+        &topology::announcement_arguments(),
+        &["announcement".to_owned()],
+        "What providers serve, for one connection of a requestor.",
+    );
+    announcements["x-exchange"]["type"] = json!("fanout");
     json!({
         "requests": queue(
             &topology::request_queue(kind), (topology::REQUEST, kind), &topology::request_arguments(kind), &requests,
@@ -62,8 +70,9 @@ fn channels() -> Value {
             &topology::control_queue(group), (topology::CONTROL, kind), &kept, &cancel,
             "Wishes to cancel, for a provider group. Bound once for each kind that it serves."),
         "cancelsOfInstance": passing_queue(
-            &instance, (topology::CONTROL, kind), &cancel,
+            &instance, (topology::CONTROL, kind), &FieldTable::default(), &cancel,
             "The same for one connection of a provider, so that it stops early."),
+        "announcements": announcements,
         "deadLetters": queue(
             &topology::dead_queue(kind), (topology::DEAD, kind), &kept, &requests,
             "Requests that no provider survived. Consumed by requestors."),
@@ -72,15 +81,20 @@ fn channels() -> Value {
 
 /// A durable queue, bound to an exchange by a routing key.
 fn queue(name: &str, bound: (&str, &str), arguments: &FieldTable, messages: &[String], about: &str) -> Value {
-    let mut channel = passing_queue(name, bound, messages, about);
+    let mut channel = passing_queue(name, bound, arguments, messages, about);
     let properties = json!({ "name": name, "durable": true, "exclusive": false, "autoDelete": false, "vhost": "/" });
     channel["bindings"]["amqp"]["queue"] = properties;
-    channel["x-arguments"] = arguments.inner().iter().map(|(name, value)| (name.to_string(), plain(value))).collect();
     channel
 }
 
 /// A queue that goes with its connection.
-fn passing_queue(name: &str, (exchange, key): (&str, &str), messages: &[String], about: &str) -> Value {
+fn passing_queue(
+    name: &str,
+    (exchange, key): (&str, &str),
+    arguments: &FieldTable,
+    messages: &[String],
+    about: &str,
+) -> Value {
     let described = [("kind", QUEUE_KIND), ("group", QUEUE_GROUP), ("instance", "A new UUID for each connection.")];
     let parameters = described.iter().filter(|(parameter, _)| name.contains(&format!("{{{parameter}}}")));
     let parameters: Map<_, _> =
@@ -92,6 +106,7 @@ fn passing_queue(name: &str, (exchange, key): (&str, &str), messages: &[String],
         "parameters": parameters,
         "messages": messages.iter().map(|name| (name.clone(), message(name))).collect::<Map<_, _>>(),
         "bindings": { "amqp": { "is": "queue", "queue": queue, "bindingVersion": "0.3.0" } },
+        "x-arguments": arguments.inner().iter().map(|(name, value)| (name.to_string(), plain(value))).collect::<Map<_, _>>(),
         "x-exchange": { "name": exchange, "type": "direct", "durable": true, "routingKey": key },
     })
 }
@@ -126,6 +141,11 @@ fn operations() -> Value {
             "action": "receive",
             "channel": reference("channels", "progress"),
             "summary": "Learn how far a request is, and that its provider lives.",
+        },
+        "receiveAnnouncement": {
+            "action": "receive",
+            "channel": reference("channels", "announcements"),
+            "summary": "Learn who serves which kind, and what its payloads look like.",
         },
         "answerDeadLetter": {
             "action": "receive",

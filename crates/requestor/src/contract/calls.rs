@@ -40,11 +40,16 @@ pub(super) enum Content {
     Nothing,
     /// Whatever the provider has made.
     Result,
+    /// Events: JSON of this schema, or a stream.
+    Events(&'static str, &'static [&'static str]),
     /// JSON of this schema, with these examples.
     Json(&'static str, &'static [&'static str]),
     Text(&'static str),
 }
 
+const FOLLOW: &str = "JSON, in pages; or as they happen, with `Accept: text/event-stream` as server-sent events and with \
+    `Upgrade: websocket` as messages of a WebSocket. A stream begins with a `snapshot` and goes on after the event of \
+    `Last-Event-ID`, or over WebSocket after that of a first message `{\"since\": N}`.";
 const ACCEPTED: Content = Content::Json("Operation", &["accepted"]);
 const ANY: Content = Content::Json("Operation", &["running", "failed", "canceled"]);
 /// In the order in which they are shown.
@@ -101,17 +106,31 @@ impl Call {
     }
 
     fn of_operation(self) -> Self {
-        self.takes(&["id"]).of_caller().fails(&["not-found", "gone"])
+        self.takes(&["id"]).of_caller().fails(&["bad-request", "not-found", "gone"])
+    }
+
+    fn follows(self) -> Self {
+        self.takes(&["after", "pageSize", "Last-Event-ID", "lastEventId"])
+            .answers("101", "It is a WebSocket from now on.", &[], Content::Nothing)
+            .fails(&["bad-request", "quota-exceeded", "overloaded", "wrong-origin", "bad-upgrade"])
     }
 
     fn submits(mut self) -> Self {
         (self.takes_body, self.tells_outcome, self.counts) = (true, true, true);
         self.in_group("Requests")
-            .takes(&["kind", "priority", "Prefer", "Operation-Timeout", "Idempotency-Key", "traceparent"])
+            .takes(&[
+                "kind",
+                "priority",
+                "Prefer",
+                "Operation-Timeout",
+                "Idempotency-Key",
+                "Callback-Url",
+                "traceparent",
+            ])
             .of_caller()
             .fails(&["bad-request", "not-json", "hostile-json", "unknown-kind", "too-slow", "too-large"])
             .fails(&["unsupported-media-type", "invalid-request", "idempotency-key-in-flight"])
-            .fails(&["idempotency-key-reused", "quota-exceeded"])
+            .fails(&["idempotency-key-reused", "callback-refused", "quota-exceeded"])
     }
 }
 
@@ -179,23 +198,33 @@ fn status() -> Vec<Call> {
                 &["ETag", "Operation-Location", "Retry-After?", "Preference-Applied?"],
                 Content::Nothing,
             )
-            .of_operation()
-            .fails(&["bad-request"]),
+            .of_operation(),
         Call { tells_outcome: true, ..Call::new("GET", "/v1/operations/{id}/result", "getResult", "Get the result") }
             .about("If the operation failed or was canceled, this is its problem, with the problem's own status.")
             .answers("200", "What the provider has made, as it made it.", &[], Content::Result)
             .of_operation()
             .fails(&["not-finished"]),
-        Call::new("GET", "/v1/operations/{id}/events", "getEvents", "Get what has happened to an operation")
-            .takes(&["after", "pageSize"])
+        Call::new("GET", "/v1/operations/{id}/events", "getEvents", "Follow an operation")
+            .about(FOLLOW)
             .answers(
                 "200",
-                "Events in order, numbered without a gap. `Link` leads to those that follow.",
+                "What has happened, numbered from 1 without a gap. `Link` leads to what follows.",
                 &["Link?"],
-                Content::Json("EventPage", &["events"]),
+                Content::Events("EventPage", &["events"]),
             )
-            .of_operation()
-            .fails(&["bad-request"]),
+            .answers("204", "The operation has ended, and all was told before.", &[], Content::Nothing)
+            .follows()
+            .of_operation(),
+        Call::new("GET", "/v1/events", "getAllEvents", "Follow all operations")
+            .about(FOLLOW)
+            .answers(
+                "200",
+                "What has happened to the caller's operations, in one order. `Link` leads to what follows.",
+                &["Link?"],
+                Content::Events("LogPage", &["log"]),
+            )
+            .follows()
+            .of_caller(),
         Call::new("GET", "/v1/operations", "listOperations", "List operations, newest first")
             .about("Those of the caller; an admin sees everybody's.")
             .takes(&["kindFilter", "status", "pageSize", "pageToken"])
@@ -234,7 +263,7 @@ fn control() -> Vec<Call> {
             .takes(&["Operation-Timeout"])
             .answers("202", "It is open again.", &["Location", "Operation-Location", "Retry-After"], ACCEPTED)
             .of_operation()
-            .fails(&["bad-request", "not-failed", "too-late-to-retry"]),
+            .fails(&["not-failed", "too-late-to-retry"]),
     ]
 }
 
@@ -242,6 +271,13 @@ fn service() -> Vec<Call> {
     let get = |path, id, summary| Call::new("GET", path, id, summary).in_group("Service");
     let json = Content::Json("Document", &[]);
     vec![
+        get("/v1/kinds", "listKinds", "List what can be asked for")
+            .answers("200", "All kinds, by name.", &[], Content::Json("KindPage", &["kinds"]))
+            .fails(&["unauthorized"]),
+        get("/v1/kinds/{kind}", "getKind", "Get one kind, with who serves it")
+            .takes(&["kind"])
+            .answers("200", "The kind.", &[], Content::Json("Kind", &["kind"]))
+            .fails(&["unauthorized", "bad-request", "unknown-kind"]),
         get("/healthz", "isHealthy", "Ask whether the process answers").answers(
             "200",
             "It does.",

@@ -65,7 +65,12 @@ pub(super) fn answers() -> Map<String, Value> {
     let first = operation().record_created();
     let event = json!({ "number": first.number, "at": first.at, "type": first.event_type, "data": first.data });
     examples.insert("operations".into(), page);
+    let mut of_all = event.clone();
+    (of_all["sequence"], of_all["operation"], of_all["kind"]) = (json!(1), json!(EXAMPLE_ID), json!("order.place"));
     examples.insert("events".into(), json!({ "events": [event] }));
+    examples.insert("log".into(), json!({ "events": [of_all], "gone": false }));
+    examples.insert("kinds".into(), json!({ "kinds": [kind()] }));
+    examples.insert("kind".into(), kind());
     examples.insert("outcome".into(), json!(out_of_stock));
     examples.into_iter().map(|(name, value)| (name, json!({ "value": value }))).collect()
 }
@@ -75,6 +80,11 @@ fn operation() -> Operation {
     let mut operation = Operation::new("order.place", at, Duration::from_secs(300), Duration::from_secs(2));
     operation.id = EXAMPLE_ID.parse().unwrap_or(operation.id);
     operation
+}
+
+fn kind() -> Value {
+    json!({ "kind": "video.publish", "configured": true, "live": false, "providersSeen": 0, "timeoutSeconds": 14400,
+        "attempts": 3, "steps": ["video.capture", "video.compress", "video.deliver"] })
 }
 
 fn problem() -> Problem {

@@ -15,6 +15,7 @@ pub(super) fn parameters(config: &Config) -> Map<String, Value> {
     let wait = config.http.wait_max.as_secs();
     let timeout_max = config.operations.timeout_max;
     let page = config.http.page_size_max;
+    let number = json!({ "type": "integer", "minimum": 0, "maximum": i64::MAX });
     let count = json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX });
     let given = [
         ("kind", "path kind", "What is asked for, such as `order.place`.", kind(), json!("echo")),
@@ -56,6 +57,14 @@ pub(super) fn parameters(config: &Config) -> Map<String, Value> {
             json!("\"8e03978e-40d5-43e8-bc93-6894a57f9324\""),
         ),
         (
+            "Callback-Url",
+            "header Callback-Url",
+            "Where to send the outcome, signed as Standard Webhooks 1.0 want it. Only public addresses, unless the service \
+             is told otherwise; needs a secret in its configuration.",
+            json!({ "type": "string", "format": "uri" }),
+            Value::Null,
+        ),
+        (
             "traceparent",
             "header traceparent",
             "W3C Trace Context, passed on to the provider; ignored if it is none.",
@@ -84,13 +93,7 @@ pub(super) fn parameters(config: &Config) -> Map<String, Value> {
             json!({ "type": "string", "enum": STATUSES }),
             json!("Running"),
         ),
-        (
-            "pageSize",
-            "query pageSize",
-            &format!("How many at most; more than {page} are not given."),
-            count.clone(),
-            json!(20),
-        ),
+        ("pageSize", "query pageSize", &format!("How many at most; more than {page} are not given."), count, json!(20)),
         (
             "pageToken",
             "query pageToken",
@@ -98,7 +101,15 @@ pub(super) fn parameters(config: &Config) -> Map<String, Value> {
             json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{32}$" }),
             Value::Null,
         ),
-        ("after", "query after", "Only events after that of this number.", count, json!(2)),
+        ("after", "query after", "Only events after that of this number.", number.clone(), json!(2)),
+        (
+            "Last-Event-ID",
+            "header Last-Event-ID",
+            "For streams: the number of the last event that was had.",
+            json!({ "type": "string" }),
+            json!("2"),
+        ),
+        ("lastEventId", "query lastEventId", "The same for those who cannot set a header.", number, json!(2)),
     ];
     given
         .into_iter()

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use lapin::types::AMQPValue;
 use serde_json::{Map, Value, json};
 use shared::message::{
-    self, CANCEL, Cancel, Content, ERROR, JSON, Message, Outcome, PROGRESS, PROGRESS_MESSAGE_BYTES_MAX, Progress,
-    REPLY, REQUEST, Reply, Request, ReturnAddress, Unreadable,
+    self, ANNOUNCE, Announcement, CANCEL, Cancel, Content, ERROR, JSON, Message, Outcome, PROGRESS,
+    PROGRESS_MESSAGE_BYTES_MAX, Progress, REPLY, REQUEST, Reply, Request, ReturnAddress, Unreadable,
 };
 use shared::problem::{self, Problem};
 use std::time::Duration;
@@ -32,7 +32,12 @@ pub(super) fn all() -> Map<String, Value> {
         messages.insert(name, message);
     }
     let others = [("request", request), ("reply", reply), ("error", error()), ("progress", progress())];
-    messages.extend(others.into_iter().chain([("cancel", cancel())]).map(|(name, message)| (name.to_owned(), message)));
+    messages.extend(
+        others
+            .into_iter()
+            .chain([("cancel", cancel()), ("announcement", announcement())])
+            .map(|(name, message)| (name.to_owned(), message)),
+    );
     messages
 }
 
@@ -107,6 +112,21 @@ fn cancel() -> Value {
     described(CANCEL, JSON, about, (headers, properties), json!({ "type": "object" }), samples::cancel())
 }
 
+fn announcement() -> Value {
+    let about = "That an instance of a provider serves a kind. Sent at each connection and then regularly.";
+    let properties =
+        json!({ "expiration": { "type": "string", "description": "For how long it holds, in milliseconds." } });
+    let payload = super::schemas::inlined(schemars::schema_for!(Announcement).to_value());
+    let mut message = described(ANNOUNCE, JSON, about, (json!({}), properties), payload, samples::announcement());
+    if let Some(message) = message.as_object_mut() {
+        message.remove("correlationId");
+    }
+    if let Some(properties) = message["x-properties"]["properties"].as_object_mut() {
+        properties.remove("correlation_id");
+    }
+    message
+}
+
 fn count() -> Value {
     json!({ "type": "integer", "minimum": 1, "description": "Absent is 1." })
 }
@@ -176,8 +196,8 @@ fn plain(value: &AMQPValue) -> Value {
 /// Messages with everything that the code puts into one.
 mod samples {
     use super::{
-        Cancel, Content, Duration, EXAMPLE_ID, Message, Outcome, Problem, Progress, Reply, Request, ReturnAddress,
-        Timestamp, Unreadable, examples, message,
+        Announcement, Cancel, Content, Duration, EXAMPLE_ID, Message, Outcome, Problem, Progress, Reply, Request,
+        ReturnAddress, Timestamp, Unreadable, examples, message,
     };
 
     fn sample() -> Result<Request, Unreadable> {
@@ -230,6 +250,22 @@ mod samples {
 
     fn answer(reply: Reply) -> Result<Message, Unreadable> {
         message::answer(&ReturnAddress::Group("default".into()), EXAMPLE_ID, &reply)
+    }
+
+    pub(super) fn announcement() -> Result<Message, Unreadable> {
+        let schemas = shared::schema::built_in().into_iter().find(|(kind, _)| *kind == "payment.charge");
+        let announcement = Announcement {
+            kind: "payment.charge".into(),
+            group: "default".into(),
+            instance: EXAMPLE_ID.into(),
+            version: "1.4.2".into(),
+            effect: Some(message::Effect::External),
+            concurrency: 4,
+            schemas: schemas.map(|(_, schemas)| schemas).unwrap_or_default(),
+            lease_seconds: 45,
+            leaving: false,
+        };
+        announcement.to_message()
     }
 
     pub(super) fn cancel() -> Result<Message, Unreadable> {

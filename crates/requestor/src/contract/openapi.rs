@@ -43,6 +43,7 @@ pub(super) fn document(config: &Config) -> Value {
         "servers": [{ "url": "/" }],
         "tags": groups,
         "paths": paths(config),
+        "webhooks": { "outcome": { "post": outcome_webhook() } },
         "components": components,
     })
 }
@@ -114,13 +115,17 @@ fn success(call: &Call, answer: &Answer) -> Value {
     let (media_type, content) = match answer.content {
         Content::Nothing => return response,
         Content::Text(media_type) => (media_type, json!({ "schema": { "type": "string" } })),
+        Content::Events(schema, names) => {
+            let pages = json!({ "schema": reference("schemas", schema), "examples": named(names) });
+            let stream = json!({ "schema": { "type": "string" } });
+            response["content"] = json!({ "application/json": pages, "text/event-stream": stream });
+            return response;
+        }
         Content::Result => ("*/*", json!({ "schema": {} })),
         Content::Json(schema, examples) => {
-            let examples: Map<_, _> =
-                examples.iter().map(|name| ((*name).to_owned(), reference("examples", name))).collect();
             let mut content = json!({ "schema": reference("schemas", schema) });
             if !examples.is_empty() {
-                content["examples"] = examples.into();
+                content["examples"] = named(examples).into();
             }
             ("application/json", content)
         }
@@ -131,6 +136,10 @@ fn success(call: &Call, answer: &Answer) -> Value {
         response["links"] = links.collect::<Map<_, _>>().into();
     }
     response
+}
+
+fn named(examples: &[&str]) -> Map<String, Value> {
+    examples.iter().map(|name| ((*name).to_owned(), reference("examples", name))).collect()
 }
 
 fn failure(call: &Call, problems: &[&ProblemType]) -> Value {
@@ -157,6 +166,30 @@ fn failure(call: &Call, problems: &[&ProblemType]) -> Value {
         "description": about.join("\n"),
         "headers": headers(names.iter().map(String::as_str)),
         "content": { problem::CONTENT_TYPE: { "schema": schema, "examples": examples } },
+    })
+}
+
+/// What is sent to a `Callback-Url`.
+fn outcome_webhook() -> Value {
+    let header = |name, about| json!({ "name": name, "in": "header", "required": true, "description": about, "schema": { "type": "string" } });
+    json!({
+        "operationId": "receiveOutcome",
+        "summary": "Told to `Callback-Url` when an operation has ended",
+        "description": "Signed as Standard Webhooks 1.0 want it; libraries verify it. Sent again until it is answered with \
+            2xx, or with 410 by a receiver that wants no more. `Retry-After` is respected, redirects are not followed.",
+        "parameters": [
+            header("webhook-id", "The same in each attempt to tell one outcome."),
+            header("webhook-timestamp", "When it was sent, in seconds since 1970."),
+            header("webhook-signature", "`v1,` and the base64 of HMAC-SHA256; one for each secret."),
+        ],
+        "requestBody": { "required": true, "content": { "application/json": {
+            "schema": reference("schemas", "WebhookDocument"),
+        } } },
+        "responses": {
+            "2XX": { "description": "The receiver has it." },
+            "410": { "description": "The receiver wants no more." },
+        },
+        "security": [],
     })
 }
 

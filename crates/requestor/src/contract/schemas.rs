@@ -1,10 +1,13 @@
 //! JSON Schemas of what is sent and answered, from the types that are.
 
-use crate::http::{EventPage, OperationPage, OperationView};
+use crate::http::{EventPage, KindPage, KindView, LogPage, OperationPage, OperationView};
+use crate::webhook::Document;
 #[cfg(test)]
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
+#[cfg(test)]
+use shared::message::Announcement;
 use shared::problem::Problem;
 
 /// The schemas of answers, which refer to each other as an OpenAPI document wants it.
@@ -14,7 +17,11 @@ pub(super) fn answers() -> Map<String, Value> {
         settings.with(|settings| settings.definitions_path = "/components/schemas".into()).into_generator();
     generator.subschema_for::<OperationView<'_>>();
     generator.subschema_for::<OperationPage<'_>>();
-    generator.subschema_for::<EventPage>();
+    generator.subschema_for::<EventPage<'_>>();
+    generator.subschema_for::<LogPage<'_>>();
+    generator.subschema_for::<KindView>();
+    generator.subschema_for::<KindPage>();
+    generator.subschema_for::<Document<'_>>();
     generator.subschema_for::<Problem>();
     let mut schemas = generator.take_definitions(true);
     schemas.values_mut().for_each(tidy);
@@ -43,7 +50,12 @@ pub(super) fn documents() -> Map<String, Value> {
     let mut documents = payloads();
     documents.insert("operation".into(), document::<OperationView<'_>>());
     documents.insert("operation-page".into(), document::<OperationPage<'_>>());
-    documents.insert("event-page".into(), document::<EventPage>());
+    documents.insert("event-page".into(), document::<EventPage<'_>>());
+    documents.insert("log-page".into(), document::<LogPage<'_>>());
+    documents.insert("kind".into(), document::<KindView>());
+    documents.insert("kind-page".into(), document::<KindPage>());
+    documents.insert("webhook".into(), document::<Document<'_>>());
+    documents.insert("announcement".into(), schemars::schema_for!(Announcement).to_value());
     documents.insert("problem".into(), document::<Problem>());
     documents
 }
@@ -82,13 +94,14 @@ fn without_null(schema: &mut Value) {
 }
 
 /// The schema with its definitions in place of the references to them. None of ours refers to itself.
-fn inlined(mut schema: Value) -> Value {
+pub(super) fn inlined(mut schema: Value) -> Value {
     let definitions = match schema.as_object_mut() {
         Some(object) => {
             object.remove("$schema");
             object.remove("$defs").unwrap_or_default()
         }
-        None => return schema,
+        // Any JSON. Some tools want an object where the standard lets `true` stand.
+        None => return json!({}),
     };
     resolve(&mut schema, &definitions);
     schema

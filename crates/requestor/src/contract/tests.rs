@@ -138,6 +138,9 @@ fn examples_fit_their_schemas() {
         let schema = match name.as_str() {
             "operations" => "operation-page",
             "events" => "event-page",
+            "log" => "log-page",
+            "kind" => "kind",
+            "kinds" => "kind-page",
             "outcome" => "problem",
             _ => "operation",
         };

@@ -1,15 +1,17 @@
 //! Messaging Gateway: what we send, and what comes back for it.
 
+/// Hears what providers serve.
+mod announcements;
 /// Answers what the broker has given up.
 mod dead_letters;
 /// Sends requests and wishes to cancel, and sees to it that they arrive.
 mod sending;
 
 use crate::config::{Config, RedriveConfig};
+use crate::kinds::Kinds;
 use crate::operation::{Change, Event, Operation};
 use crate::pace::Pace;
 use crate::store::{RequestId, Store};
-use crate::watch::Watch;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -37,10 +39,11 @@ pub(crate) struct Gateway(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     group: String,
-    kinds: Vec<String>,
+    kinds: Kinds,
+    /// `announcements.keep_providers`.
+    keep_providers: Duration,
     redrive: RedriveConfig,
     store: Store,
-    watch: Watch,
     pace: Pace,
     publisher: Publisher,
     /// `replies.users`.
@@ -64,16 +67,16 @@ pub(crate) struct Queues {
 impl Gateway {
     /// A gateway that is not connected yet.
     #[must_use]
-    pub(crate) fn new(config: &Config, store: Store, watch: Watch, pace: Pace) -> (Self, Queues) {
+    pub(crate) fn new(config: &Config, kinds: Kinds, store: Store, pace: Pace) -> (Self, Queues) {
         let (publisher, publish) = amqp::publisher(&config.broker);
         // Bounded by broker.publish_queue_max: each entry has a message in the publisher's queue or in its batch.
         let (confirms, confirmed) = mpsc::unbounded_channel();
         let gateway = Self(Arc::new(Inner {
             group: config.group.clone(),
-            kinds: config.kinds.keys().cloned().collect(),
+            kinds,
+            keep_providers: config.announcements.keep_providers,
             redrive: config.redrive.clone(),
             store,
-            watch,
             pace,
             publisher,
             users: config.replies.users.clone(),
@@ -121,15 +124,11 @@ impl Gateway {
 
     async fn serve(&self, session: &Session, publish: &mut PublishQueue) -> anyhow::Result<()> {
         let channel = session.consume_channel().await?;
-        amqp::call("declaring", topology::declare_for_requestor(&channel, &self.0.group, &self.0.kinds)).await?;
+        let kinds: Vec<_> = self.0.kinds.asked().into_iter().collect();
+        amqp::call("declaring", topology::declare_for_requestor(&channel, &self.0.group, &kinds)).await?;
         session.ready();
         let replies = topology::reply_queue(&self.0.group);
         let progress = topology::progress_queue(&self.0.group);
-        let dead = async {
-            let channel = session.consume_channel().await?;
-            let each = self.0.kinds.iter().map(|kind| self.answer_dead_letters(&channel, kind));
-            futures_util::future::try_join_all(each).await.map(drop)
-        };
         tokio::try_join!(
             session.publish_from(publish),
             self.receive(&channel, &replies, |delivery| {
@@ -143,7 +142,8 @@ impl Gateway {
                 };
                 self.receive(&channel, &progress, parse).await
             },
-            dead
+            self.answer_all_dead_letters(session),
+            self.hear(session)
         )?;
         Ok(())
     }
@@ -208,12 +208,12 @@ impl Gateway {
         }
     }
 
-    /// Tells whoever waits, once a change is durable.
+    /// What follows from a change, once it is durable.
     pub(crate) fn changed(&self, operation: &Operation, change: &Change) {
         match change {
             Change::None => metrics::counter!("arr_duplicate_messages_total").increment(1),
             Change::Late => metrics::counter!("arr_late_outcomes_total").increment(1),
-            _ => self.0.watch.notify(operation.id),
+            _ => {}
         }
         if let Change::StepSucceeded { result, .. } = change {
             self.dispatch(operation, result.clone(), Timestamp::now());

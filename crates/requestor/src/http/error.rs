@@ -36,8 +36,8 @@ impl Error {
     }
 
     /// As many wait as the service can hold.
-    pub(crate) fn overloaded() -> Self {
-        let problem = Problem::new("overloaded", 503, "Too many wait", "no more callers can wait for an outcome now");
+    pub(crate) fn overloaded(detail: &str) -> Self {
+        let problem = Problem::new("overloaded", 503, "Too many at once", detail);
         Self { problem, retry_after_seconds: Some(1) }
     }
 

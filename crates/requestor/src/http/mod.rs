@@ -1,17 +1,20 @@
 //! The HTTP side: routes in one place, each group of handlers in a file.
 
 mod auth;
+mod callback;
 mod control;
 mod error;
 mod etag;
 mod events;
 mod idempotency;
+mod kinds;
 mod operations;
 mod pages;
+mod path;
 mod prefer;
 mod reading;
 mod requests;
-mod view;
+pub(crate) mod view;
 
 use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
@@ -21,7 +24,8 @@ use crate::kinds::Kinds;
 use crate::operation::Operation;
 use crate::pace::Pace;
 use crate::store::{Store, StoreError};
-use crate::watch::Watch;
+use crate::watch::{Subject, Watch};
+use crate::webhook::{Secrets, Targets};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -29,8 +33,10 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 pub(crate) use error::Error;
-pub(crate) use events::EventPage;
+use events::SharedPages;
+pub(crate) use events::{EventPage, LogPage};
 use idempotency::BeingAnswered;
+pub(crate) use kinds::{KindPage, KindView};
 pub(crate) use operations::OperationPage;
 use shared::http::problem_response;
 use shared::message::OperationId;
@@ -62,6 +68,9 @@ struct Inner {
     gateway: Gateway,
     watch: Watch,
     pace: Pace,
+    pages: SharedPages,
+    secrets: Arc<Secrets>,
+    targets: Arc<Targets>,
     shutdown: CancellationToken,
 }
 
@@ -70,6 +79,7 @@ impl App {
         config: &Config,
         kinds: Kinds,
         (store, gateway, watch, pace): (Store, Gateway, Watch, Pace),
+        (secrets, targets): (Arc<Secrets>, Arc<Targets>),
         shutdown: CancellationToken,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -78,13 +88,16 @@ impl App {
             timeout_max: config.operations.timeout_max,
             retry_window: config.operations.retry_window,
             unconfirmed: config.redrive.unconfirmed,
-            callers: Callers::new(&config.callers, &config.quotas, config.http.waiters_max),
+            callers: Callers::new(&config.callers, &config.quotas, &config.http),
             being_answered: BeingAnswered::default(),
             kinds,
             store,
             gateway,
             watch,
             pace,
+            pages: SharedPages::default(),
+            secrets,
+            targets,
             shutdown,
         }))
     }
@@ -113,7 +126,7 @@ impl App {
     ) -> Result<Option<Operation>, StoreError> {
         let until = Instant::now() + wait;
         // Subscribed before reading, so that no change in between is missed.
-        let mut changes = self.0.watch.subscribe(id);
+        let mut changes = self.0.watch.subscribe(Subject::Operation(id));
         loop {
             let operation = self.0.store.get(caller.scope(), id).await?;
             let ended = operation.as_ref().is_none_or(Operation::has_ended);
@@ -142,7 +155,11 @@ impl App {
         match self.0.http.public_url.trim_end_matches('/') {
             "" => {
                 let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-                format!("http://{}", host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned))
+                format!(
+                    "{}://{}",
+                    self.0.http.scheme(),
+                    host.map_or_else(|| self.0.http.listen.to_string(), str::to_owned)
+                )
             }
             url => url.to_owned(),
         }
@@ -160,13 +177,16 @@ pub(crate) fn router(app: App, config: &Config) -> Router {
     let contract = contract::routes(config);
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
+        .route("/v1/kinds", get(kinds::list))
+        .route("/v1/kinds/{kind}", get(kinds::show))
         .route("/v1/call/{kind}", post(requests::call))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::status).delete(control::cancel))
         .route("/v1/operations/{id}/cancel", post(control::cancel))
         .route("/v1/operations/{id}/retry", post(control::retry))
-        .route("/v1/operations/{id}/events", get(events::events))
+        .route("/v1/operations/{id}/events", get(events::of_operation))
         .route("/v1/operations/{id}/result", get(operations::result))
+        .route("/v1/events", get(events::of_all))
         .merge(shared::http::health_routes(broker))
         .merge(contract)
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })

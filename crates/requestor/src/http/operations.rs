@@ -3,13 +3,14 @@ use super::auth::Caller;
 use super::error::Error;
 use super::etag;
 use super::pages::Pages;
+use super::path::Name;
 use super::prefer::{Prefer, applied};
 use super::view::{OperationView, PREFERENCE_APPLIED, insert};
 use crate::operation::{Operation, State as OperationState};
 use crate::store::{Filter, STATUSES};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -36,7 +37,7 @@ fn yes() -> bool {
 pub(super) async fn status(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Name(id): Name,
     query: Result<Query<StatusQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
@@ -47,7 +48,8 @@ pub(super) async fn status(
     let Some(operation) = operation else { return Err(app.missing(&caller, id).await) };
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
-    let mut response = app.operation_response(status, &operation, &headers);
+    let deliveries = app.deliveries(&operation).await?;
+    let mut response = app.operation_with_deliveries(status, &operation, deliveries, &headers);
     if redirects {
         let url = app.operation_url(&headers, operation.id);
         insert(&mut response, header::LOCATION, &format!("{url}/result"));
@@ -59,7 +61,7 @@ pub(super) async fn status(
 }
 
 /// `GET /v1/operations/{id}/result`: the result, or the problem that the operation ended with.
-pub(super) async fn result(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response, Error> {
+pub(super) async fn result(State(app): State<App>, caller: Caller, Name(id): Name) -> Result<Response, Error> {
     let operation = find(&app, &caller, &id).await?;
     if operation.has_ended() {
         return app.outcome_response(&caller, &operation).await;
@@ -108,7 +110,9 @@ pub(super) async fn list(
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| pages.token(last.id));
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
-    let operations = found.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url)).collect();
+    let view =
+        |(operation, url): (_, &String)| OperationView::new(operation, url).with_providers(&app.0.kinds, operation);
+    let operations = found.iter().zip(&urls).map(view).collect();
     let page = OperationPage { operations, next_page_token: next.as_deref() };
     let mut response = Json(page).into_response();
     if let Some(next) = next {

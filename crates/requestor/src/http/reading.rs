@@ -1,15 +1,17 @@
 //! What callers send with a request.
 
 use super::App;
+use super::callback::callback;
 use super::error::Error;
 use super::idempotency;
+use super::path::Name;
 use crate::callers::Caller;
 use crate::operation::Operation;
 use crate::store::IdempotencyKey;
 use axum::RequestExt;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequest, Path, Query, Request};
+use axum::extract::{FromRequest, Query, Request};
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -45,8 +47,7 @@ impl FromRequest<App> for Given {
     type Rejection = Error;
 
     async fn from_request(mut request: Request, _: &App) -> Result<Self, Error> {
-        let Path(kind) =
-            request.extract_parts::<Path<String>>().await.map_err(|error| Error::bad_request(error.body_text()))?;
+        let Name(kind) = request.extract_parts().await?;
         let Query(SubmitQuery { priority }) =
             request.extract_parts().await.map_err(|error: QueryRejection| Error::bad_request(error.body_text()))?;
         let (parts, body) = request.into_parts();
@@ -64,15 +65,19 @@ impl Given {
         let kind = app.0.kinds.get(&name)?;
         require_json(&headers)?;
         let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
+        let callback = callback(app, caller, &headers)?;
         let body = read_body(app, body).await?;
         kind.validate(&shared::json::read::<Value>(&body).map_err(Problem::from)?)?;
         // All that makes it another request, as it was given: what is left out may mean something else tomorrow.
-        let given_timeout = headers.get("operation-timeout").map_or(&b""[..], |value| value.as_bytes());
-        let key = idempotency::key(&headers, &[name.as_bytes(), &body, given_timeout, priority.as_slice()])?;
+        let [given_timeout, given_callback] =
+            ["operation-timeout", "callback-url"].map(|name| headers.get(name).map_or(&b""[..], |it| it.as_bytes()));
+        let parts = [name.as_bytes(), &body, given_timeout, priority.as_slice(), given_callback];
+        let key = idempotency::key(&headers, &parts)?;
         let operation = Operation::new(&name, Timestamp::now(), timeout, app.0.unconfirmed);
         let mut operation = operation.through(&kind.steps).owned_by(&caller.name);
         operation.priority = priority;
         operation.traceparent = traceparent(&headers);
+        operation.callback = callback;
         Ok(Submission { operation, content: Content::json(body), key })
     }
 }

@@ -1,7 +1,9 @@
 use super::App;
 use super::auth::Caller;
+use super::callback::{DeliveryView, WebhookView};
 use super::error::Error;
 use super::etag;
+use crate::kinds::Kinds;
 use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
 use crate::store::{STATUSES, status_name};
 use axum::body::Bytes;
@@ -13,6 +15,7 @@ use serde::Serialize;
 use shared::http::problem_response;
 use shared::message::{self, Content, OperationId, Progress};
 use shared::problem::Problem;
+use std::borrow::Cow;
 
 pub(super) const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -44,7 +47,10 @@ pub(crate) struct OperationView<'a> {
     percent_complete: Option<f64>,
     /// What is being done, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
+    message: Option<Cow<'a, str>>,
+    /// How many providers of what it asks for were seen lately; until one has begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    providers_seen: Option<usize>,
     /// The request under way, from 1: each step of a pipeline and each fallback is a request of its own.
     #[schemars(range(min = 1))]
     step: u32,
@@ -83,6 +89,9 @@ pub(crate) struct OperationView<'a> {
     /// What became of it after it had ended otherwise, such as a success after its deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     late_outcome: Option<&'a LateOutcome>,
+    /// Where its outcome is sent, if its caller wanted that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<WebhookView<'a>>,
 }
 
 impl<'a> OperationView<'a> {
@@ -100,7 +109,8 @@ impl<'a> OperationView<'a> {
             created_at: operation.created_at,
             last_updated_at: operation.updated_at,
             percent_complete: if succeeded { Some(100.0) } else { percent(operation, progress) },
-            message: progress.and_then(|progress| progress.message.as_deref()),
+            message: progress.and_then(|progress| progress.message.as_deref()).map(Cow::Borrowed),
+            providers_seen: None,
             step: operation.step,
             step_kind: &operation.asks,
             position: (!operation.steps.is_empty()).then_some(operation.position),
@@ -114,7 +124,27 @@ impl<'a> OperationView<'a> {
             result_location: succeeded.then(|| format!("{url}/result")),
             error: operation.error(),
             late_outcome: operation.late_outcome.as_ref(),
+            webhook: operation.callback.as_ref().map(|callback| WebhookView::new(&callback.url)),
         }
+    }
+
+    fn with_deliveries(mut self, deliveries: Vec<DeliveryView>) -> Self {
+        if let Some(webhook) = &mut self.webhook {
+            webhook.deliveries = deliveries;
+        }
+        self
+    }
+
+    /// The same, with how many providers of what it asks for were seen lately: of interest until one has begun.
+    pub(super) fn with_providers(mut self, kinds: &Kinds, operation: &Operation) -> Self {
+        if operation.state == State::NotStarted {
+            let (seen, _) = kinds.providers(&operation.asks, Timestamp::now());
+            let asks = &operation.asks;
+            let nobody = || format!("no provider of {asks} was seen lately; the request waits for one").into();
+            self.providers_seen = Some(seen);
+            self.message = (seen == 0).then(nobody);
+        }
+        self
     }
 }
 
@@ -138,9 +168,22 @@ impl App {
         operation: &Operation,
         headers: &HeaderMap,
     ) -> Response {
+        self.operation_with_deliveries(status, operation, Vec::new(), headers)
+    }
+
+    /// The same, with what became of its webhooks.
+    pub(super) fn operation_with_deliveries(
+        &self,
+        status: StatusCode,
+        operation: &Operation,
+        deliveries: Vec<DeliveryView>,
+        headers: &HeaderMap,
+    ) -> Response {
         let url = self.operation_url(headers, operation.id);
-        let body = serde_json::to_vec(&OperationView::new(operation, &url)).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], Bytes::from(body.clone())).into_response();
+        let view = OperationView::new(operation, &url);
+        let view = view.with_deliveries(deliveries).with_providers(&self.0.kinds, operation);
+        let body = Bytes::from(serde_json::to_vec(&view).unwrap_or_default());
+        let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], body.clone()).into_response();
         if status == StatusCode::OK {
             etag::mark(&mut response, &body);
         }

@@ -67,7 +67,7 @@ impl Operation {
     fn failed_attempt_data(&self, step: u32, attempt: u32) -> Value {
         let mut data = json!({ "step": step, "attempt": attempt });
         if let Some(problem) = &self.last_problem {
-            data["problem"] = summary(problem);
+            data["problem"] = json!(summary(problem));
         }
         if let Some(at) = self.next_attempt_at() {
             data["nextAttemptAt"] = json!(at);
@@ -99,11 +99,11 @@ impl Operation {
 }
 
 /// A problem without its further members, which may be many.
-fn summary(problem: &Problem) -> Value {
+pub(crate) fn summary(problem: &Problem) -> Problem {
     let mut detail = problem.detail.clone();
     if let Some(detail) = &mut detail {
         detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
     }
     let title = problem.title.clone();
-    json!(Problem { type_uri: problem.type_uri.clone(), title, status: problem.status, detail, extensions: Map::new() })
+    Problem { type_uri: problem.type_uri.clone(), title, status: problem.status, detail, extensions: Map::new() }
 }

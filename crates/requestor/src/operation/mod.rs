@@ -8,6 +8,7 @@ mod log;
 mod tests;
 
 pub use log::Entry;
+pub(crate) use log::summary;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -58,6 +59,8 @@ pub struct Operation {
     pub priority: Option<u8>,
     /// W3C Trace Context of the caller.
     pub traceparent: Option<String>,
+    /// Where its outcome is sent to.
+    pub callback: Option<Callback>,
     /// Whether the caller wants it canceled. It may end otherwise all the same.
     pub cancel_requested: bool,
     /// How often that was sent again.
@@ -74,6 +77,16 @@ pub struct Operation {
     pub next_send_at: Timestamp,
     /// The number of the last event in its log.
     pub events: u32,
+}
+
+/// Where the outcome of an operation is sent to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Callback {
+    /// The receiver's URL.
+    pub url: String,
+    /// What its caller put before `/v1`, for the links in what is sent.
+    pub base_url: String,
 }
 
 /// How far an operation is.
@@ -191,6 +204,7 @@ impl Operation {
             version: 1,
             priority: None,
             traceparent: None,
+            callback: None,
             cancel_requested: false,
             cancels: 0,
             next_cancel_at: None,

@@ -11,6 +11,10 @@ use shared::message::{Content, OperationId};
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Before its events are deleted: how far the log of all operations is no longer whole.
+const FORGET: &str = "update events_forgotten set sequence =
+    max(sequence, (select coalesce(max(sequence), 0) from events where id = ?1))";
+
 impl Store {
     /// Open operations whose request should be sent by `now`, longest due first.
     ///
@@ -120,8 +124,10 @@ impl Store {
                 let rows = statement.query_map(params![now.as_millisecond(), limit], |row| row.get::<_, Uuid>(0))?;
                 let ids = rows.collect::<rusqlite::Result<Vec<_>>>()?;
                 for id in &ids {
+                    connection.prepare_cached(FORGET)?.execute([id])?;
                     let bytes = |table| content_bytes(connection, table, OperationId(*id));
-                    forget(connection, OperationId(*id), bytes("requests")? + bytes("results")?, keep)?;
+                    let bytes = bytes("requests")? + bytes("results")? + bytes("webhooks")?;
+                    forget(connection, OperationId(*id), bytes, keep)?;
                     for table in TABLES {
                         connection.prepare_cached(&format!("delete from {table} where id = ?1"))?.execute([id])?;
                     }

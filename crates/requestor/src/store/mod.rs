@@ -1,10 +1,15 @@
 //! Where operations are kept. The only place with SQL.
 
+mod announced;
 mod due;
+mod log;
 mod owners;
 mod sqlite;
 mod tables;
+mod webhooks;
 
+pub(crate) use announced::AnnouncedRow;
+pub use log::{LogOfAll, LoggedEvent, Lost, OpenOperations, OperationLog};
 pub use sqlite::Store;
 
 use crate::operation::{Change, Operation};
@@ -15,7 +20,7 @@ use std::sync::Arc;
 pub use shared::database::DatabaseError as StoreError;
 
 /// Whose operations a query may see. All that is asked for a caller has one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// Everybody's.
     All,
@@ -99,6 +104,15 @@ pub struct Applied {
     pub operation: Operation,
     /// The change.
     pub change: Change,
+}
+
+/// An operation of which a batch of writes has changed something; perhaps, since a write may have been undone.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    /// The operation.
+    pub id: OperationId,
+    /// Whose it is.
+    pub owner: Arc<str>,
 }
 
 /// Which request of an operation, and for which attempt.

@@ -1,10 +1,11 @@
 //! What is kept for each owner: idempotency keys, what is used of the quotas, and which operations were forgotten.
 
-use super::tables::{from_row, save, save_content, save_entry};
+use super::sqlite::Log;
+use super::tables::{from_row, save, save_content};
 use super::{Created, IdempotencyKey, NewOperation, Room, Scope, Store, StoreError};
 use crate::operation::Operation;
 use rusqlite::{Connection, OptionalExtension, params};
-use shared::message::{Content, OperationId};
+use shared::message::OperationId;
 
 /// What an operation takes beside its bodies: about the size of its record, its log and their indices.
 const RECORD_BYTES: i64 = 1024;
@@ -16,7 +17,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
     pub async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
-        self.database.write(move |connection| create(connection, new)).await
+        let log = self.log();
+        self.database.write(move |connection| create(connection, &log, new)).await
     }
 
     /// Whether an operation in `scope` was there, but is forgotten by now.
@@ -29,21 +31,20 @@ impl Store {
     }
 }
 
-fn create(connection: &Connection, new: NewOperation) -> rusqlite::Result<Created> {
+fn create(connection: &Connection, log: &Log, new: NewOperation) -> rusqlite::Result<Created> {
     let NewOperation { mut operation, request, key, room } = new;
     if let Some(key) = &key
         && let Some((before, fingerprint)) = with_key(connection, &operation.owner, &key.key)?
     {
         return Ok(if fingerprint == key.fingerprint { Created::Before(before.into()) } else { Created::OtherPayload });
     }
-    if let Some(full) = full(connection, &operation.owner, &request, room)? {
-        return Ok(full);
+    if !take_room(connection, &operation.owner, RECORD_BYTES + request.body.len() as i64, room)? {
+        return refusal(connection, &operation.owner, room);
     }
     let entry = operation.record_created();
     save(connection, &operation, true)?;
-    save_entry(connection, operation.id, &entry)?;
-    let bytes = save_content(connection, "requests", operation.id, &request)?;
-    use_more(connection, &operation.owner, 1, RECORD_BYTES + bytes)?;
+    log.write(connection, &operation, &entry)?;
+    save_content(connection, "requests", operation.id, &request)?;
     if let Some(IdempotencyKey { key, fingerprint }) = key {
         let sql = "update operations set idempotency_key = ?2, fingerprint = ?3 where id = ?1";
         connection.prepare_cached(sql)?.execute(params![operation.id.0, key, fingerprint])?;
@@ -59,17 +60,22 @@ fn with_key(connection: &Connection, owner: &str, key: &str) -> rusqlite::Result
         .optional()
 }
 
-fn full(connection: &Connection, owner: &str, request: &Content, room: Room) -> rusqlite::Result<Option<Created>> {
-    let used = connection
-        .prepare_cached("select open, bytes from used where owner = ?1")?
-        .query_row([owner], |row| Ok((row.get::<_, i64>("open")?, row.get::<_, i64>("bytes")?)));
-    let (open, bytes) = used.optional()?.unwrap_or_default();
-    let bytes = bytes.saturating_add(RECORD_BYTES + request.body.len() as i64);
-    Ok(if open >= signed(room.open_max) {
-        Some(Created::TooManyOpen)
-    } else {
-        (bytes > signed(room.bytes_max)).then_some(Created::TooManyBytes)
-    })
+/// Counts one more open operation with `bytes`, if there is room for it.
+fn take_room(connection: &Connection, owner: &str, bytes: i64, room: Room) -> rusqlite::Result<bool> {
+    let sql = "insert into used (owner, open, bytes) select ?1, 1, ?2 where ?2 <= ?4
+        on conflict (owner) do update set open = open + 1, bytes = bytes + ?2 where open < ?3 and bytes + ?2 <= ?4";
+    let parameters = params![owner, bytes, signed(room.open_max), signed(room.bytes_max)];
+    Ok(connection.prepare_cached(sql)?.execute(parameters)? == 1)
+}
+
+/// What there was no room for.
+fn refusal(connection: &Connection, owner: &str, room: Room) -> rusqlite::Result<Created> {
+    let open: Option<i64> = connection
+        .prepare_cached("select open from used where owner = ?1")?
+        .query_row([owner], |row| row.get("open"))
+        .optional()?;
+    let many = open.is_some_and(|open| open >= signed(room.open_max));
+    Ok(if many { Created::TooManyOpen } else { Created::TooManyBytes })
 }
 
 fn signed(number: u64) -> i64 {

@@ -1,29 +1,55 @@
 use super::owners::use_more;
-use super::tables::{entry_from_row, from_row, load, load_content, migrations, save, save_content, save_entry};
-use super::{Applied, Filter, STATUSES, Scope, StoreError};
+use super::tables::{content_bytes, from_row, load, load_content, migrations, save, save_content, save_entry};
+use super::webhooks::save_delivery;
+use super::{Applied, Changed, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
+use crate::webhook::Delivery;
 use jiff::Timestamp;
-use rusqlite::{ToSql, params};
+use rusqlite::{Connection, ToSql};
 use shared::database::Sqlite;
 use shared::message::{Content, OperationId};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The requestor's operations in an SQLite file.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(super) database: Sqlite,
     rules: Arc<RulesByKind>,
+    log: Log,
+}
+
+/// Writes events down, and remembers which operations the batch under way has changed so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Log(Arc<Mutex<Vec<Changed>>>);
+
+impl Log {
+    pub(super) fn write(&self, connection: &Connection, operation: &Operation, entry: &Entry) -> rusqlite::Result<()> {
+        save_entry(connection, operation, entry)?;
+        self.changed().push(Changed { id: operation.id, owner: operation.owner.as_str().into() });
+        Ok(())
+    }
+
+    fn changed(&self) -> MutexGuard<'_, Vec<Changed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
-    /// Opens the store, and creates it if it is not there.
+    /// Opens the store, and creates it if it is not there. After each commit `committed` is told what may have changed.
     ///
     /// # Errors
     /// See [`Sqlite::open`].
-    pub fn open(url: &str, rules: RulesByKind) -> anyhow::Result<Self> {
-        let database = Sqlite::open(url, &migrations())?;
-        Ok(Self { database, rules: Arc::new(rules) })
+    pub fn open(
+        url: &str,
+        rules: RulesByKind,
+        committed: impl Fn(Vec<Changed>) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let log = Log::default();
+        let batch = log.clone();
+        let committed = move || committed(std::mem::take(&mut *batch.changed()));
+        let database = Sqlite::open_with(url, &migrations(), committed)?;
+        Ok(Self { database, rules: Arc::new(rules), log })
     }
 
     /// The operation, if there is one in `scope`.
@@ -96,7 +122,7 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Option<Applied>, StoreError> {
-        let rules = Arc::clone(&self.rules);
+        let (rules, log) = (Arc::clone(&self.rules), self.log());
         self.database
             .write(move |connection| {
                 let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
@@ -107,40 +133,34 @@ impl Store {
                     save(connection, &operation, false)?;
                 }
                 if let Some(entry) = entry {
-                    save_entry(connection, id, &entry)?;
+                    log.write(connection, &operation, &entry)?;
                 }
-                let bytes = match &change {
-                    Change::Ended(Some(result)) => save_content(connection, "results", id, result)?,
-                    Change::StepSucceeded { result, .. } => save_content(connection, "requests", id, result)?,
-                    _ => 0,
+                let mut bytes = 0;
+                match &change {
+                    Change::Ended(Some(result)) => {
+                        bytes = result.body.len() as i64;
+                        save_content(connection, "results", id, result)?;
+                    }
+                    Change::StepSucceeded { result, .. } => {
+                        bytes = result.body.len() as i64 - content_bytes(connection, "requests", id)?;
+                        save_content(connection, "requests", id, result)?;
+                    }
+                    _ => {}
+                }
+                let delivery = match &change {
+                    Change::Ended(result) => Delivery::of(&operation, result.as_ref()),
+                    _ => None,
                 };
+                let webhook_bytes = delivery.map(|it| save_delivery(connection, &it, now)).transpose()?;
                 let opened = i64::from(!operation.has_ended()) - i64::from(open);
-                use_more(connection, &operation.owner, opened, bytes)?;
+                use_more(connection, &operation.owner, opened, bytes + webhook_bytes.unwrap_or_default())?;
                 Ok(Some(Applied { operation, change }))
             })
             .await
     }
 
-    /// Entries of the event log of an operation in `scope` with a number above `after`, in order.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn events(
-        &self,
-        scope: Scope,
-        id: OperationId,
-        after: u32,
-        limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        let sql = "select * from events where id = ?1 and number > ?2
-            and exists (select 1 from operations where id = ?1 and (?4 is null or owner = ?4))
-            order by number limit ?3";
-        self.database
-            .read(move |connection| {
-                let parameters = params![id.0, after, limit, scope.owner()];
-                connection.prepare_cached(sql)?.query_map(parameters, entry_from_row)?.collect()
-            })
-            .await
+    pub(super) fn log(&self) -> Log {
+        self.log.clone()
     }
 
     /// Returns when the file can no longer be trusted; the process must not go on.

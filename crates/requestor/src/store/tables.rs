@@ -86,14 +86,69 @@ insert into used select owner, sum(status < 2), sum(1024
 create table forgotten (number integer primary key, id blob not null unique, owner text not null) strict;
 ";
 
-/// All tables that have rows of an operation.
-pub(super) const TABLES: [&str; 4] = ["operations", "requests", "results", "events"];
+// Events of all operations in the order in which they were committed, by which a caller follows all of its operations.
+// Only the writer's thread gives numbers, and one that is rolled back is given again, so there is no gap. Numbers of
+// forgotten events are never given again; `events_forgotten` has the last of them.
+const EVENT_SEQUENCE: &str = "
+create table log (
+    sequence integer primary key autoincrement,
+    id blob not null,
+    number integer not null,
+    owner text not null,
+    at integer not null,
+    type text not null,
+    data text not null
+) strict;
+insert into log (id, number, owner, at, type, data)
+    select e.id, e.number, o.owner, e.at, e.type, e.data from events e join operations o on o.id = e.id
+    order by e.id, e.number;
+drop table events;
+alter table log rename to events;
+create unique index events_by_operation on events (id, number);
+create index events_by_owner on events (owner, sequence);
+create table events_forgotten (sequence integer not null) strict;
+insert into events_forgotten values (0);
+create index operations_open on operations (owner, id) where status < 2;
+";
 
-const INSERT: &str = "insert into operations (id, owner, kind, created_at, priority, traceparent, steps, status, updated_at,
+// A delivery is numbered by the version of its operation that it tells of. The index leads from host to host, so that
+// a host with many deliveries that wait does not hold up the others'.
+const WEBHOOKS: &str = "
+alter table operations add column callback text;
+create table webhooks (
+    id blob not null,
+    number integer not null,
+    owner text not null,
+    url text not null,
+    host text not null,
+    type text not null,
+    body blob not null,
+    state text not null,
+    attempts integer not null,
+    next_at integer,
+    primary key (id, number)
+) strict;
+create index webhooks_due on webhooks (host, next_at) where next_at is not null;
+create table webhook_attempts (
+    id blob not null,
+    number integer not null,
+    attempt integer not null,
+    at integer not null,
+    milliseconds integer not null,
+    status integer,
+    error text,
+    primary key (id, number, attempt)
+) strict, without rowid;
+";
+
+/// All tables that have rows of an operation.
+pub(super) const TABLES: [&str; 6] = ["operations", "requests", "results", "events", "webhooks", "webhook_attempts"];
+
+const INSERT: &str = "insert into operations (id, owner, kind, created_at, priority, traceparent, steps, callback, status, updated_at,
         deadline, ended_at, expires_at, asks, step, position, attempt, attempts_before, version, progress_attempt,
         progress_sequence, percent, message, error, late_outcome, last_problem, sends, next_send_at, cancel_requested,
         cancels, next_cancel_at, events)
-    values (:id, :owner, :kind, :created_at, :priority, :traceparent, :steps, :status, :updated_at,
+    values (:id, :owner, :kind, :created_at, :priority, :traceparent, :steps, :callback, :status, :updated_at,
         :deadline, :ended_at, :expires_at, :asks, :step, :position, :attempt, :attempts_before, :version, :progress_attempt,
         :progress_sequence, :percent, :message, :error, :late_outcome, :last_problem, :sends, :next_send_at, :cancel_requested,
         :cancels, :next_cancel_at, :events)";
@@ -108,7 +163,16 @@ const UPDATE: &str = "update operations set status = :status, updated_at = :upda
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(CREATE), M::up(CANCELS_STEPS_EVENTS), M::up(OWNERS), M::up(KEYS_QUOTAS_FORGOTTEN)])
+    let texts = [
+        CREATE,
+        CANCELS_STEPS_EVENTS,
+        OWNERS,
+        KEYS_QUOTAS_FORGOTTEN,
+        EVENT_SEQUENCE,
+        WEBHOOKS,
+        super::announced::CREATE,
+    ];
+    Migrations::new(texts.map(M::up).to_vec())
 }
 
 /// An operation's number in the column `status`, which is also its place among the statuses' names.
@@ -137,47 +201,37 @@ pub(super) fn load_content(connection: &Connection, table: &str, id: OperationId
         .optional()
 }
 
-/// Saves it in the place of what is there; how many bytes that is more.
 pub(super) fn save_content(
     connection: &Connection,
     table: &str,
     id: OperationId,
     content: &Content,
-) -> rusqlite::Result<i64> {
-    let before = content_bytes(connection, table, id)?;
+) -> rusqlite::Result<()> {
     connection.prepare_cached(&format!("insert or replace into {table} values (?1, ?2, ?3)"))?.execute(params![
         id.0,
         content.content_type,
         &content.body[..]
     ])?;
-    Ok(content.body.len() as i64 - before)
+    Ok(())
 }
 
 /// How large the body in `table` is; SQLite does not read it for that.
 pub(super) fn content_bytes(connection: &Connection, table: &str, id: OperationId) -> rusqlite::Result<i64> {
-    let sql = format!("select length(body) from {table} where id = ?1");
-    Ok(connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0)).optional()?.unwrap_or_default())
+    let sql = format!("select coalesce(sum(length(body)), 0) from {table} where id = ?1");
+    connection.prepare_cached(&sql)?.query_row([id.0], |row| row.get(0))
 }
 
-pub(super) fn save_entry(connection: &Connection, id: OperationId, entry: &Entry) -> rusqlite::Result<()> {
-    connection.prepare_cached("insert into events values (?1, ?2, ?3, ?4, ?5)")?.execute(params![
-        id.0,
+pub(super) fn save_entry(connection: &Connection, operation: &Operation, entry: &Entry) -> rusqlite::Result<()> {
+    let sql = "insert into events (id, number, owner, at, type, data) values (?1, ?2, ?3, ?4, ?5, ?6)";
+    connection.prepare_cached(sql)?.execute(params![
+        operation.id.0,
         entry.number,
+        operation.owner,
         entry.at.as_millisecond(),
         entry.event_type,
         entry.data.to_string()
     ])?;
     Ok(())
-}
-
-pub(super) fn entry_from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let data: String = row.get("data")?;
-    Ok(Entry {
-        number: row.get("number")?,
-        at: time(row.get("at")?)?,
-        event_type: row.get("type")?,
-        data: serde_json::from_str(&data).unwrap_or_default(),
-    })
 }
 
 pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::Result<()> {
@@ -189,6 +243,7 @@ pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) ->
     let late_outcome = operation.late_outcome.as_ref().map(json).transpose()?;
     let last_problem = operation.last_problem.as_ref().map(json).transpose()?;
     let steps = Some(&operation.steps).filter(|steps| !steps.is_empty()).map(json).transpose()?;
+    let callback = operation.callback.as_ref().map(json).transpose()?;
     let mut statement = connection.prepare_cached(if new { INSERT } else { UPDATE })?;
     let changing = named_params! {
         ":id": operation.id.0, ":status": status_number(operation), ":updated_at": operation.updated_at.as_millisecond(),
@@ -205,7 +260,7 @@ pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) ->
     };
     let fixed = named_params! {
         ":owner": operation.owner, ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
-        ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps,
+        ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps, ":callback": callback,
     };
     let parameters = if new { [changing, fixed].concat() } else { changing.to_vec() };
     statement.execute(&parameters[..])?;
@@ -216,6 +271,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
     let late_outcome: Option<String> = row.get("late_outcome")?;
     let last_problem: Option<String> = row.get("last_problem")?;
     let steps: Option<String> = row.get("steps")?;
+    let callback: Option<String> = row.get("callback")?;
     Ok(Operation {
         id: OperationId(row.get("id")?),
         owner: row.get("owner")?,
@@ -235,6 +291,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
         version: row.get("version")?,
         priority: row.get("priority")?,
         traceparent: row.get("traceparent")?,
+        callback: callback.and_then(|text| serde_json::from_str(&text).ok()),
         cancel_requested: row.get("cancel_requested")?,
         cancels: row.get("cancels")?,
         next_cancel_at: row.get::<_, Option<i64>>("next_cancel_at")?.map(time).transpose()?,
@@ -265,9 +322,13 @@ fn state_from_row(row: &Row<'_>) -> rusqlite::Result<State> {
     })
 }
 
-fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
-    Timestamp::from_millisecond(milliseconds)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, FromSqlError::other(error).into()))
+pub(super) fn time(milliseconds: i64) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_millisecond(milliseconds).map_err(column_error)
+}
+
+/// That a column holds what it cannot.
+pub(super) fn column_error(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, FromSqlError::other(error).into())
 }
 
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
@@ -277,7 +338,7 @@ fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::ANONYMOUS;
+    use crate::operation::{ANONYMOUS, Callback};
 
     #[test]
     fn operations_of_the_first_version_are_read_as_they_were() {
@@ -292,6 +353,10 @@ mod tests {
         let mut operation = load(&connection, &Scope::All, id).unwrap().unwrap();
         assert_eq!((operation.asks.as_str(), operation.position, operation.events), ("echo", 1, 0));
         assert_eq!(operation.owner, ANONYMOUS);
+        let used = connection.query_row("select owner, open, bytes from used", [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        });
+        assert_eq!(used.unwrap(), (ANONYMOUS.into(), 1, 1024));
         operation.cancel_requested = true;
         operation.state = State::Canceled(Problem::canceled());
         operation.steps = vec!["echo".into()];
@@ -308,6 +373,7 @@ mod tests {
         let pair = Operation::new("pair", Timestamp::now(), minute, minute).through(&["a".into(), "b".into()]);
         let mut operation = pair.owned_by("me");
         (operation.priority, operation.traceparent) = (Some(3), Some("00-ab-cd-01".into()));
+        operation.callback = Some(Callback { url: "https://example.com/".into(), base_url: "http://me".into() });
         save(&connection, &operation, true).unwrap();
         assert_eq!(load(&connection, &Scope::All, operation.id).unwrap().as_ref(), Some(&operation));
         assert_eq!(load(&connection, &Scope::Of("me".into()), operation.id).unwrap().as_ref(), Some(&operation));

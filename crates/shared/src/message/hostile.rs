@@ -59,7 +59,7 @@ fn short(pattern: &'static str) -> impl Strategy<Value = Option<ShortString>> {
 }
 
 fn properties() -> impl Strategy<Value = BasicProperties> {
-    let types = prop::sample::select(&[REQUEST, PROGRESS, CANCEL, REPLY, ERROR, "", "arr.nonsense"][..]);
+    let types = prop::sample::select(&[REQUEST, PROGRESS, CANCEL, ANNOUNCE, REPLY, ERROR, "", "arr.nonsense"][..]);
     let names = (of(types), short("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}|.{0,60}"));
     let addresses = short("arr\\.(reply|control|request)\\.[a-z#*.-]{0,10}|.{0,60}|[a-z\\x00]{0,255}");
     let rest = (short("[0-9]{0,25}|.{0,8}"), short(".{0,20}"), short("gzip|utf-8|.{0,8}"), of(headers(value())));
@@ -81,8 +81,13 @@ fn properties() -> impl Strategy<Value = BasicProperties> {
 }
 
 fn delivery() -> impl Strategy<Value = Delivery> {
-    let bodies =
-        prop_oneof![any::<Vec<u8>>(), r#"\{"message":"[^"]{0,300}"\}|[\[{]{0,300}"#.prop_map(String::into_bytes)];
+    let announced =
+        r#"\{"kind":"[a-z.#]{0,9}","group":"[a-z]{0,3}","instance":"[^"]{0,70}","concurrency":[0-9]{1,6}\}"#;
+    let bodies = prop_oneof![
+        any::<Vec<u8>>(),
+        r#"\{"message":"[^"]{0,300}"\}|[\[{]{0,300}"#.prop_map(String::into_bytes),
+        announced.prop_map(String::into_bytes),
+    ];
     (properties(), bodies).prop_map(|(properties, body)| {
         let mut delivery = Delivery::mock(1, "x".into(), "echo".into(), false, body);
         delivery.properties = properties;
@@ -107,6 +112,10 @@ proptest! {
     fn no_message_makes_a_reader_panic(mut delivery in delivery()) {
         let _ = check_request(&delivery, BODY_BYTES_MAX);
         let _ = Cancel::from_delivery(&delivery);
+        if let Ok(announcement) = Announcement::from_delivery(&delivery) {
+            prop_assert!(topology::is_kind(&announcement.kind) && announcement.instance.len() <= 64);
+            prop_assert!(announcement.concurrency > 0 && announcement.to_message().is_ok());
+        }
         if let Ok((_, progress)) = Progress::from_delivery(&delivery) {
             prop_assert!(progress.message.is_none_or(|text| text.len() <= PROGRESS_MESSAGE_BYTES_MAX));
             prop_assert!(progress.percent.is_none_or(|percent| (0.0..=100.0).contains(&percent)));

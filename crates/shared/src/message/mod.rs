@@ -2,9 +2,11 @@
 //!
 //! `docs/protocol.md` says the same for other languages.
 
+mod announcement;
 mod incoming;
 mod outgoing;
 
+pub use announcement::{ANNOUNCEMENT_BYTES_MAX, Announcement, Effect};
 pub use incoming::{
     VERSION, attempt_of, check_headers, check_request, header_number, header_text, is_traceparent, return_address,
     step_of,
@@ -30,6 +32,8 @@ pub const REQUEST: &str = "arr.request";
 pub const PROGRESS: &str = "arr.progress";
 /// `type` of a message that asks to cancel an operation.
 pub const CANCEL: &str = "arr.cancel";
+/// `type` of an announcement of what a provider serves.
+pub const ANNOUNCE: &str = "arr.announce";
 /// `type` of a reply that carries the result.
 pub const REPLY: &str = "arr.reply";
 /// `type` of a reply that carries a problem.

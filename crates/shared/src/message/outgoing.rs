@@ -130,13 +130,13 @@ pub fn answer(address: &ReturnAddress, correlation_id: &str, reply: &Reply) -> R
     message(exchange, &key, short(message_id)?, properties, body)
 }
 
-fn short(text: impl Into<String>) -> Result<ShortString, Unreadable> {
+pub(super) fn short(text: impl Into<String>) -> Result<ShortString, Unreadable> {
     let text = text.into();
     ShortString::try_new(text.as_str())
         .map_err(|_| Unreadable(format!("{} bytes are too long for an AMQP name: {:.40}…", text.len(), text)))
 }
 
-fn message(
+pub(super) fn message(
     exchange: &'static str,
     routing_key: &str,
     message_id: ShortString,

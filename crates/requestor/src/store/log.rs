@@ -1,0 +1,185 @@
+//! What followers of the event log read.
+
+use super::tables::{from_row, load, time};
+use super::{Scope, Store, StoreError};
+use crate::operation::Operation;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use shared::message::OperationId;
+
+/// An event, and where it is in both orders.
+#[derive(Clone, Debug)]
+pub struct LoggedEvent {
+    /// Its number among the events of all operations.
+    pub sequence: u64,
+    /// Its operation.
+    pub id: OperationId,
+    /// What its operation was asked for.
+    pub kind: String,
+    /// Its number in its operation's log.
+    pub number: u64,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What happened.
+    pub event_type: String,
+    /// What belongs to it, as JSON.
+    pub data: String,
+}
+
+/// A page of one operation's log.
+#[derive(Clone, Debug)]
+pub struct OperationLog {
+    /// The number of the log's last event.
+    pub last: u64,
+    /// Whether the operation has ended.
+    pub ended: bool,
+    /// The page.
+    pub events: Vec<LoggedEvent>,
+}
+
+/// A page of the log of all operations in a scope.
+#[derive(Clone, Debug)]
+pub struct LogOfAll {
+    /// Why a follower that came this far cannot simply go on, if so.
+    pub lost: Option<Lost>,
+    /// The page.
+    pub events: Vec<LoggedEvent>,
+}
+
+/// Why a follower cannot simply go on from where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Nobody was ever told this number.
+    Unknown,
+    /// Events after it have been forgotten with their operations.
+    Gone,
+    /// It has more to read than is allowed.
+    Behind,
+}
+
+/// Operations that have not ended, at one point of the log.
+#[derive(Clone, Debug)]
+pub struct OpenOperations {
+    /// The number of the last event that they reflect.
+    pub sequence: u64,
+    /// The newest of them, newest first.
+    pub operations: Vec<Operation>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+// From the events to their operations, never the other way round: a page must not cost more than its rows.
+const OF_OPERATION: &str = "select e.*, o.kind from events e cross join operations o on o.id = e.id
+    where e.id = ?1 and e.number > ?2 order by e.number limit ?3";
+const OF_SCOPE: &str = "select e.*, o.kind from events e cross join operations o on o.id = e.id
+    where {scope} and e.sequence > ?2 order by e.sequence limit ?3";
+const BEYOND: &str = "select 1 from events where owner = ?1 and sequence > ?2 limit 1 offset ?3";
+const OPEN: &str = "select * from operations e where {scope} and e.status < 2 order by e.id desc limit ?2";
+
+impl Store {
+    /// Events of an operation with a number above `after`, in order. None if there is no such operation in `scope`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn operation_log(
+        &self,
+        scope: Scope,
+        id: OperationId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Option<OperationLog>, StoreError> {
+        self.database
+            .read(move |connection| {
+                // One transaction, so that the page is of the same moment as what is said of the operation.
+                let transaction = connection.unchecked_transaction()?;
+                let Some(operation) = load(&transaction, &scope, id)? else { return Ok(None) };
+                let mut statement = transaction.prepare_cached(OF_OPERATION)?;
+                let rows = statement.query_map(params![id.0, after, limit], event_from_row)?;
+                let (last, ended) = (operation.events.into(), operation.has_ended());
+                Ok(Some(OperationLog { last, ended, events: rows.collect::<Result<_, _>>()? }))
+            })
+            .await
+    }
+
+    /// Events of all operations in `scope` with a sequence number above `after`, in order; at most `limit`. Whether there
+    /// are more than `behind_max` is looked at only if that is given.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn log_of_all(
+        &self,
+        scope: Scope,
+        after: u64,
+        (limit, behind_max): (usize, Option<usize>),
+    ) -> Result<LogOfAll, StoreError> {
+        self.database
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let known = last_sequence(&transaction)?;
+                let mut statement = transaction.prepare_cached(&scoped(OF_SCOPE, &scope))?;
+                let rows = statement.query_map(params![scope.owner(), after, limit], event_from_row)?;
+                let events = rows.collect::<Result<Vec<_>, _>>()?;
+                let behind = || match (behind_max, scope.owner()) {
+                    // Most often there are not so many at all.
+                    (Some(max), _) if known.saturating_sub(after) <= max as u64 => Ok(false),
+                    (Some(max), Some(owner)) => transaction.prepare_cached(BEYOND)?.exists(params![owner, after, max]),
+                    (Some(_), None) => Ok(true),
+                    (None, _) => Ok(false),
+                };
+                let lost = if after > known {
+                    Some(Lost::Unknown)
+                } else if after < forgotten(&transaction)? {
+                    Some(Lost::Gone)
+                } else {
+                    behind()?.then_some(Lost::Behind)
+                };
+                Ok(LogOfAll { lost, events })
+            })
+            .await
+    }
+
+    /// The open operations in `scope`, at most `limit`, and how far the log was then.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open_operations(&self, scope: Scope, limit: usize) -> Result<OpenOperations, StoreError> {
+        self.database
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let sequence = last_sequence(&transaction)?;
+                let mut statement = transaction.prepare_cached(&scoped(OPEN, &scope))?;
+                let rows = statement.query_map(params![scope.owner(), limit + 1], from_row)?;
+                let mut operations = rows.collect::<Result<Vec<_>, _>>()?;
+                let more = operations.len() > limit;
+                operations.truncate(limit);
+                Ok(OpenOperations { sequence, operations, more })
+            })
+            .await
+    }
+}
+
+/// Two statements, since one that serves both scopes would use no index for either.
+fn scoped(sql: &str, scope: &Scope) -> String {
+    sql.replace("{scope}", if scope.owner().is_some() { "e.owner = ?1" } else { "?1 is null" })
+}
+
+fn last_sequence(connection: &Connection) -> rusqlite::Result<u64> {
+    let sql = "select seq from sqlite_sequence where name = 'events'";
+    Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?.unwrap_or_default())
+}
+
+fn forgotten(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.prepare_cached("select sequence from events_forgotten")?.query_row([], |row| row.get(0))
+}
+
+fn event_from_row(row: &Row<'_>) -> rusqlite::Result<LoggedEvent> {
+    Ok(LoggedEvent {
+        sequence: row.get("sequence")?,
+        id: OperationId(row.get("id")?),
+        kind: row.get("kind")?,
+        number: row.get("number")?,
+        at: time(row.get("at")?)?,
+        event_type: row.get("type")?,
+        data: row.get("data")?,
+    })
+}
