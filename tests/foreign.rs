@@ -2,11 +2,15 @@
 
 use futures_util::{FutureExt, StreamExt};
 use harness::pair::Pair;
+use harness::process::Process;
+use harness::python::python;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
+use requestor::config::{KindConfig, PipelineConfig};
 use serde_json::{Value, json};
+use std::process::{Command, Stdio};
 
 /// A client with an exclusive queue of its own for replies.
 struct Client {
@@ -145,5 +149,33 @@ async fn the_server_of_tutorial_6_is_a_provider() {
     request.ack(BasicAckOptions::default()).await.unwrap();
     assert_eq!(pair.result(&id).await, 6765);
     server.connection.close(200, "done".into()).await.unwrap();
+    pair.finish().await;
+}
+
+/// The tutorial's own server, unchanged, on the queue that it declares itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_of_tutorial_6_in_python_serves_a_kind_and_steps_of_a_pipeline() {
+    let mut pair = Pair::prepare().await;
+    let kind = KindConfig { queue: Some("rpc_queue".into()), ..KindConfig::default() };
+    pair.requestor_config.kinds.insert("fibonacci".into(), kind);
+    let pipeline = PipelineConfig { steps: vec!["fibonacci".into(), "fibonacci".into()], timeout: None };
+    pair.requestor_config.pipelines.insert("fibonacci.twice".into(), pipeline);
+    pair.start_requestor();
+    pair.ready().await;
+    let early = pair.submit("fibonacci", &json!(20)).await;
+    let waiting = pair.operation(&early).await;
+    assert!(waiting.get("providersSeen").is_none(), "nobody can tell: {waiting}");
+
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/rpc_server.py");
+    let mut command = Command::new(python);
+    command.arg(script).arg(&pair.host.url).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut server = Process::spawn(&mut command);
+    assert_eq!(pair.result(&early).await, 6765, "it was asked when its queue was there");
+    let twice = pair.submit("fibonacci.twice", &json!(7)).await;
+    assert_eq!(pair.result(&twice).await, 233, "the thirteenth, since the seventh is 13");
+    let shown = pair.get_json("/v1/kinds/fibonacci").await;
+    assert_eq!((shown["queue"].as_str(), shown.get("live")), (Some("rpc_queue"), None));
+    server.kill();
     pair.finish().await;
 }

@@ -24,6 +24,7 @@ mod foreign;
 mod hostile;
 mod idempotency;
 mod kill;
+mod kinds;
 mod lease;
 mod lifecycle;
 mod machine_faults;

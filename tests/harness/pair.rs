@@ -194,7 +194,10 @@ pub async fn empty(host: &VirtualHost, unattended: bool) -> Result<(), String> {
     let channel = connection.create_channel().await.unwrap();
     let mut left = Vec::new();
     // An instance's own queue goes with its connection, and only that may look at it.
-    let of_instance = |name: &str| name.strip_prefix("arr.control.").is_some_and(|rest| rest.contains('.'));
+    let of_instance = |name: &str| {
+        let rest = name.strip_prefix("arr.control.").or_else(|| name.strip_prefix("arr.announce."));
+        rest.is_some_and(|rest| rest.contains('.'))
+    };
     for name in host.queues().await.into_iter().filter(|name| name.starts_with("arr.") && !of_instance(name)) {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
         let queue = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.unwrap();

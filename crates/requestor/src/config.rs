@@ -66,6 +66,10 @@ pub struct HttpConfig {
     pub page_size_max: usize,
     pub streams_max: usize,
     pub streams: StreamsConfig,
+    #[serde(with = "duration")]
+    pub retry_after_min: Duration,
+    #[serde(with = "duration")]
+    pub retry_after_max: Duration,
     pub limits: ServerLimits,
     pub tls: TlsConfig,
 }
@@ -171,6 +175,8 @@ pub struct KindConfig {
     pub fallback: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
 }
 
 /// One of the sections `[pipelines.…]`.
@@ -261,6 +267,10 @@ impl Config {
             let attempts = settings.attempts.unwrap_or(self.retries.attempts);
             anyhow::ensure!(attempts > 0, "retries.attempts and kinds.{kind}.attempts must be at least 1");
             anyhow::ensure!(timeout <= operations.timeout_max, "kinds.{kind}.timeout is above operations.timeout_max");
+            anyhow::ensure!(
+                settings.queue.as_deref().is_none_or(is_foreign_queue),
+                "kinds.{kind}.queue: name a queue of at most 255 bytes that is none of ours (arr.…) or the broker's (amq.…)"
+            );
             self.validate_fallbacks(kind)?;
         }
         for (name, pipeline) in &self.pipelines {
@@ -332,6 +342,11 @@ impl Config {
     }
 }
 
+/// Whether a plain RPC server may be asked through this queue.
+fn is_foreign_queue(name: &str) -> bool {
+    matches!(name.len(), 1..=255) && !name.starts_with("arr.") && !name.starts_with("amq.")
+}
+
 impl HttpConfig {
     /// What URLs of this service begin with, where nothing else is known.
     pub(crate) fn scheme(&self) -> &'static str {
@@ -359,6 +374,10 @@ impl HttpConfig {
             "http.streams_max must be below http.limits.connections_max, or streams could lock out all other callers"
         );
         anyhow::ensure!(!self.streams.keep_alive.is_zero(), "http.streams.keep_alive must be more than 0");
+        anyhow::ensure!(
+            self.retry_after_min <= self.retry_after_max,
+            "http.retry_after_min is above http.retry_after_max"
+        );
         Ok(())
     }
 }

@@ -52,12 +52,15 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationTo
 /// As [`run`], with kinds that are loaded already.
 async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     shared::telemetry::init_metrics();
-    let (watch, pace) = (Watch::default(), Pace::default());
+    let watch = Watch::default();
     let committed = watch.clone();
     let committed = move |changes| committed.notify(changes);
     let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
     kinds.restore(store.announced().await.context("store")?);
     kinds.check_references()?;
+    let bounds = (config.http.retry_after_min, config.http.retry_after_max);
+    let pace = Pace::new(kinds.clone(), bounds);
+    pace.warm_up(&store).await.context("store")?;
     let (gateway, queues) = Gateway::new(&config, kinds.clone(), store.clone(), pace.clone());
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
 
@@ -65,7 +68,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
     let webhooks = (secrets, targets);
     let deliverer = Deliverer::new(&config.webhooks, webhooks.clone(), store.clone()).context("webhooks")?;
-    let parts = (store.clone(), gateway.clone(), watch.clone(), pace);
+    let parts = (store.clone(), gateway.clone(), watch.clone(), pace.clone());
     let app = http::App::new(&config, kinds, parts, webhooks, shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
@@ -83,7 +86,8 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
             }
         };
         let watch = http_ended.run_until_cancelled(watch.run());
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, webhooks, watch)
+        let pace = pace.look(&store, &http_ended);
+        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, webhooks, watch, pace)
     };
     tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,

@@ -15,7 +15,7 @@ pub(super) fn parameters(config: &Config) -> Map<String, Value> {
     let wait = config.http.wait_max.as_secs();
     let timeout_max = config.operations.timeout_max;
     let page = config.http.page_size_max;
-    let number = json!({ "type": "integer", "minimum": 0, "maximum": i64::MAX });
+    let number = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
     let count = json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX });
     let given = [
         ("kind", "path kind", "What is asked for, such as `order.place`.", kind(), json!("echo")),

@@ -218,6 +218,9 @@ impl Gateway {
         if let Change::StepSucceeded { result, .. } = change {
             self.dispatch(operation, result.clone(), Timestamp::now());
         }
+        if let Change::Progressed = change {
+            self.0.pace.progressed(operation);
+        }
         if let Change::Ended(_) = change {
             self.0.pace.ended(operation);
             let status = crate::store::status_name(operation);

@@ -8,7 +8,9 @@ use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use shared::amqp::{PublishError, Status};
 use shared::crash;
-use shared::message::{Cancel, Content, Outcome, Reply, Request, ReturnAddress};
+use shared::message::{
+    Cancel, Content, Message, Outcome, Reply, Request, ReturnAddress, Unreadable, request_message_id,
+};
 use shared::problem::Problem;
 use std::collections::HashSet;
 use std::sync::{MutexGuard, PoisonError};
@@ -44,8 +46,7 @@ impl Gateway {
         if !self.sending().insert(id) {
             return true;
         }
-        let request = self.request(operation, content);
-        let message = request.to_message(operation.id, &self.0.group, now).map_err(|_| PublishError::Invalid);
+        let message = self.message(operation, content, now).map_err(|_| PublishError::Invalid);
         let confirm = match message.and_then(|message| self.0.publisher.try_publish(message)) {
             Ok(confirm) => confirm.boxed(),
             Err(PublishError::Full) => {
@@ -62,6 +63,18 @@ impl Gateway {
         let sent = Sent { request: id, sends: operation.sends + 1, sent_at: now, next_send_at: now };
         let _ = self.0.confirms.send(Pending(confirm.map(move |result| (sent, result)).boxed()));
         true
+    }
+
+    /// A plain RPC server is asked through its own queue. It says nothing of steps, so the correlation id does, which it
+    /// echoes.
+    fn message(&self, operation: &Operation, content: Content, now: Timestamp) -> Result<Message, Unreadable> {
+        let mut request = self.request(operation, content);
+        let Some(queue) = self.0.kinds.queue(&operation.asks) else {
+            return request.to_message(operation.id, &self.0.group, now);
+        };
+        request.correlation_id = request_message_id(operation.id, operation.step);
+        let message = request.to_message(operation.id, &self.0.group, now)?;
+        Ok(Message { exchange: "", routing_key: queue.into(), ..message })
     }
 
     fn request(&self, operation: &Operation, content: Content) -> Request {

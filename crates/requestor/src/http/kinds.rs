@@ -31,10 +31,15 @@ pub(crate) struct KindView {
     kind: String,
     /// Whether the requestor's configuration has it; else a provider has announced it.
     configured: bool,
-    /// Whether a provider of it was heard lately; of a pipeline, of each of its steps.
-    live: bool,
+    /// Whether a provider of it was heard lately; of a pipeline, of each of its steps. Not known of a plain RPC server,
+    /// which announces nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<bool>,
     /// How many were.
     providers_seen: usize,
+    /// The queue of the plain RPC server that serves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<String>,
     /// The kinds of its steps, if it is a pipeline.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     steps: Vec<String>,
@@ -115,6 +120,7 @@ impl App {
         let seen = |name: &String| self.0.kinds.providers(name, now).0;
         // A pipeline is served if each of its steps is.
         let providers_seen = kind.steps.iter().map(seen).min().unwrap_or_else(|| seen(&kind.name));
+        let plain = kind.steps.iter().chain([&kind.name]).any(|name| self.0.kinds.queue(name).is_some());
         let served = kind.announced.map(|announced| {
             let newest = announced.providers.get(&announced.known.instance);
             let effect = newest.and_then(|provider| provider.effect);
@@ -133,9 +139,10 @@ impl App {
             }
         });
         KindView {
+            live: (!plain).then_some(providers_seen > 0),
+            queue: self.0.kinds.queue(&kind.name).map(str::to_owned),
             kind: kind.name,
             configured: kind.configured,
-            live: providers_seen > 0,
             providers_seen,
             steps: kind.steps,
             timeout_seconds: kind.timeout.as_secs(),

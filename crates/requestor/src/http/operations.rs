@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use shared::message::OperationId;
 use shared::problem::Problem;
 
-/// Operations in a page unless the caller says otherwise.
-pub(super) const PAGE_SIZE: usize = 50;
+/// Operations or events in a page unless the caller says otherwise.
+const PAGE_SIZE: usize = 50;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,7 +75,7 @@ pub(super) async fn result(State(app): State<App>, caller: Caller, Name(id): Nam
 pub(super) struct ListQuery {
     kind: Option<String>,
     status: Option<String>,
-    page_size: Option<usize>,
+    page_size: Option<u32>,
     page_token: Option<String>,
 }
 
@@ -97,7 +97,7 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
-    let size = query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max);
+    let size = app.page_size(query.page_size);
     let pages = Pages::of(&caller, query.kind.as_deref(), query.status.as_deref());
     let filter = Filter {
         kind: query.kind.clone(),
@@ -120,6 +120,14 @@ pub(super) async fn list(
         insert(&mut response, header::LINK, &link);
     }
     Ok(response)
+}
+
+impl App {
+    /// How many operations or events a page has, if the caller has `asked` for so many.
+    pub(super) fn page_size(&self, asked: Option<u32>) -> usize {
+        let asked = asked.map_or(PAGE_SIZE, |size| usize::try_from(size).unwrap_or(usize::MAX));
+        asked.clamp(1, self.0.http.page_size_max)
+    }
 }
 
 fn next_page(query: &ListQuery, size: usize, next: &str) -> String {

@@ -137,7 +137,7 @@ impl<'a> OperationView<'a> {
 
     /// The same, with how many providers of what it asks for were seen lately: of interest until one has begun.
     pub(super) fn with_providers(mut self, kinds: &Kinds, operation: &Operation) -> Self {
-        if operation.state == State::NotStarted {
+        if operation.state == State::NotStarted && kinds.queue(&operation.asks).is_none() {
             let (seen, _) = kinds.providers(&operation.asks, Timestamp::now());
             let asks = &operation.asks;
             let nobody = || format!("no provider of {asks} was seen lately; the request waits for one").into();

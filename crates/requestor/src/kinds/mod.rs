@@ -38,6 +38,8 @@ struct Configured {
     timeout: Duration,
     attempts: u32,
     fallback: Option<String>,
+    /// Where a plain RPC server takes its requests.
+    queue: Option<String>,
     steps: Vec<String>,
     schemas: Schemas,
     /// Whether the configuration names the schema, and it holds whatever is announced; else it came with the product.
@@ -93,8 +95,8 @@ impl Kinds {
             let validator = compiled.map_err(|error| anyhow::anyhow!("kinds.{name}.schema: {error}"))?.map(Arc::new);
             let timeout = settings.timeout.unwrap_or(defaults.timeout);
             let attempts = settings.attempts.unwrap_or(defaults.attempts);
-            let (fallback, steps) = (settings.fallback.clone(), Vec::new());
-            let kind = Configured { timeout, attempts, fallback, steps, schemas, fixed, validator };
+            let (fallback, queue, steps) = (settings.fallback.clone(), settings.queue.clone(), Vec::new());
+            let kind = Configured { timeout, attempts, fallback, queue, steps, schemas, fixed, validator };
             configured.insert(name.clone(), kind);
         }
         for (name, pipeline) in &config.pipelines {
@@ -191,9 +193,9 @@ impl Kinds {
         names.into_iter().cloned().collect()
     }
 
-    /// The names of those that have a queue.
+    /// The names of those whose requests may become dead letters.
     pub(crate) fn asked(&self) -> BTreeSet<String> {
-        let (announced, plain) = (self.announced(), |kind: &Configured| kind.steps.is_empty());
+        let (announced, plain) = (self.announced(), |kind: &Configured| kind.steps.is_empty() && kind.queue.is_none());
         let configured = self.0.configured.iter().filter(|(_, kind)| plain(kind)).map(|(name, _)| name);
         configured.chain(announced.kinds().keys()).cloned().collect()
     }
@@ -225,6 +227,11 @@ impl Kinds {
             self.0.more.send_replace(());
         }
         Ok(stored)
+    }
+
+    /// The queue of the plain RPC server that serves the kind, if one does. It announces nothing.
+    pub(crate) fn queue(&self, name: &str) -> Option<&str> {
+        self.0.configured.get(name)?.queue.as_deref()
     }
 
     /// How many providers of a kind are live, and how many requests they work on at once.

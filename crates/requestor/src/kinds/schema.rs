@@ -119,7 +119,7 @@ mod tests {
         assert!(tree.is_valid(&json!({"children": [{"children": []}]})));
         let errors = validate(&tree, &json!({"children": [{"children": [1]}]})).unwrap_err().to_json();
         assert!(String::from_utf8_lossy(&errors).contains("/children/0/children/0"));
-        for endless in [json!({"$ref": "#"}), json!({"anyOf": [{"not": {"$ref": "#"}}]})] {
+        for endless in [json!({"$ref": "#"}), json!({"allOf": [{"$ref": "#"}]})] {
             assert!(compile_announced(&endless).unwrap().is_valid(&json!(1)));
         }
         for (_, schemas) in shared::schema::built_in() {

@@ -1,12 +1,12 @@
 //! What the sweeper asks for and writes down.
 
 use super::owners::forget;
-use super::tables::{TABLES, content_bytes, from_row, load_content};
+use super::tables::{TABLES, content_bytes, from_row, load_content, time};
 use super::{Sent, Store, StoreError};
 use crate::operation::Operation;
 use crate::rules::{doubled, half_jittered};
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{Row, params};
 use shared::message::{Content, OperationId};
 use std::time::Duration;
 use uuid::Uuid;
@@ -106,6 +106,40 @@ impl Store {
                 let mut statement = connection.prepare_cached(sql)?;
                 let rows =
                     statement.query_map(params![now.as_millisecond(), limit], |row| row.get(0).map(OperationId))?;
+                rows.collect()
+            })
+            .await
+    }
+
+    /// When the last operations of a kind that have succeeded were accepted and when they ended, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn took_lately(&self, kind: String, limit: usize) -> Result<Vec<(Timestamp, Timestamp)>, StoreError> {
+        let sql = "select created_at, ended_at from operations
+            where kind = ?1 and status = 2 and attempts_before = 0 and ended_at is not null order by id desc limit ?2";
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let times = |row: &Row<'_>| Ok((time(row.get("created_at")?)?, time(row.get("ended_at")?)?));
+                let mut found =
+                    statement.query_map(params![kind, limit], times)?.collect::<rusqlite::Result<Vec<_>>>()?;
+                found.reverse();
+                Ok(found)
+            })
+            .await
+    }
+
+    /// The open operations of a kind, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open_of_kind(&self, kind: String, limit: usize) -> Result<Vec<OperationId>, StoreError> {
+        let sql = "select id from operations where kind = ?1 and status < 2 order by id limit ?2";
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(sql)?;
+                let rows = statement.query_map(params![kind, limit], |row| row.get("id").map(OperationId))?;
                 rows.collect()
             })
             .await

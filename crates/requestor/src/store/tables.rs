@@ -110,6 +110,8 @@ create table events_forgotten (sequence integer not null) strict;
 insert into events_forgotten values (0);
 create index operations_open on operations (owner, id) where status < 2;
 ";
+// Finds those of a kind that are open, in order, without looking at all that have ended.
+const OPEN_BY_KIND: &str = "create index operations_open_by_kind on operations (kind, id) where status < 2;";
 
 // A delivery is numbered by the version of its operation that it tells of. The index leads from host to host, so that
 // a host with many deliveries that wait does not hold up the others'.
@@ -171,6 +173,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         EVENT_SEQUENCE,
         WEBHOOKS,
         super::announced::CREATE,
+        OPEN_BY_KIND,
     ];
     Migrations::new(texts.map(M::up).to_vec())
 }

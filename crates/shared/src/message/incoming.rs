@@ -111,8 +111,8 @@ impl Reply {
     /// [`Unreadable`] with what is wrong.
     pub fn from_delivery(delivery: &mut Delivery) -> Result<(OperationId, Self), Unreadable> {
         let properties = &delivery.properties;
-        let operation = operation_of(properties)?;
-        let (step, attempt) = (step_of(properties), attempt_of(properties));
+        let (operation, step) = answered(properties)?;
+        let attempt = attempt_of(properties);
         let retry_after = milliseconds(properties, "retry-after");
         let retryable = matches!(header(properties, "retryable"), Some(AMQPValue::Boolean(true)));
         let outcome = match properties.kind().as_ref().map(ShortString::as_str) {
@@ -315,6 +315,17 @@ fn expiration(properties: &BasicProperties) -> Option<Duration> {
 fn operation_of(properties: &BasicProperties) -> Result<OperationId, Unreadable> {
     let id = properties.correlation_id().as_ref().ok_or_else(|| Unreadable("no correlation_id".into()))?;
     id.as_str().parse().map_err(|_| Unreadable("correlation_id is no operation id".into()))
+}
+
+/// What a reply answers. A plain RPC server sends no header, but echoes the correlation id, in which the step is if it is
+/// not the first.
+fn answered(properties: &BasicProperties) -> Result<(OperationId, u32), Unreadable> {
+    let id = properties.correlation_id().as_ref().map_or("", ShortString::as_str);
+    let echoed = id.split_once('.').filter(|_| header(properties, "step").is_none());
+    match echoed.map(|(operation, step)| (operation.parse(), step.parse())) {
+        Some((Ok(operation), Ok(step))) => Ok((operation, step)),
+        _ => Ok((operation_of(properties)?, step_of(properties))),
+    }
 }
 
 fn take_content(delivery: &mut Delivery) -> Content {

@@ -397,6 +397,22 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_server_answers_the_step_that_it_was_asked() {
+        let operation = OperationId::new();
+        for (echoed, step) in [(operation.to_string(), 1), (request_message_id(operation, 7), 7)] {
+            let mut delivery = Delivery::mock(1, "".into(), "arr.reply.default".into(), false, b"1".to_vec());
+            delivery.properties = BasicProperties::default().with_correlation_id(echoed.into());
+            let outcome = Outcome::Succeeded(Content { content_type: UNNAMED.into(), body: "1".into() });
+            assert_eq!(Reply::from_delivery(&mut delivery).unwrap(), (operation, Reply::new(step, 1, outcome)));
+        }
+        let mut delivery = Delivery::mock(1, "".into(), "arr.reply.default".into(), false, Vec::new());
+        for bad in [".1".to_owned(), format!("{operation}."), format!("{operation}.x"), format!("{operation}.1.1")] {
+            delivery.properties = BasicProperties::default().with_correlation_id(bad.into());
+            assert!(Reply::from_delivery(&mut delivery).is_err());
+        }
+    }
+
+    #[test]
     fn other_clients_write_integers_as_they_like() {
         let (operation, request) = request();
         let mut delivery = delivered(&request.to_message(operation, "default", Timestamp::now()).unwrap());

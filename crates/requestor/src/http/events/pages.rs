@@ -5,7 +5,6 @@ use super::page::EventView;
 use crate::callers::Caller;
 use crate::http::App;
 use crate::http::error::Error;
-use crate::http::operations::PAGE_SIZE;
 use crate::http::view::insert;
 use axum::Json;
 use axum::http::{HeaderMap, header};
@@ -38,7 +37,7 @@ pub(super) async fn of_operation(
     query: &EventsQuery,
     headers: &HeaderMap,
 ) -> Result<Response, Error> {
-    let size = page_size(app, query);
+    let size = app.page_size(query.page_size);
     let log = app.0.store.operation_log(caller.scope(), id, query.after.unwrap_or_default(), size + 1).await?;
     let mut events = log.ok_or_else(Error::not_found)?.events;
     let more = events.len() > size;
@@ -56,7 +55,7 @@ pub(super) async fn of_all(
     query: &EventsQuery,
     headers: &HeaderMap,
 ) -> Result<Response, Error> {
-    let size = page_size(app, query);
+    let size = app.page_size(query.page_size);
     let mut log = app.0.store.log_of_all(caller.scope(), query.after.unwrap_or_default(), (size + 1, None)).await?;
     let more = log.events.len() > size;
     log.events.truncate(size);
@@ -64,10 +63,6 @@ pub(super) async fn of_all(
     let page = LogPage { events: log.events.iter().map(EventView::of_all).collect(), gone: log.lost.is_some() };
     let response = Json(page).into_response();
     Ok(linked(response, &format!("{}/v1/events", app.base_url(headers)), next, size))
-}
-
-fn page_size(app: &App, query: &EventsQuery) -> usize {
-    query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max)
 }
 
 fn linked(mut response: Response, url: &str, next: Option<u64>, size: usize) -> Response {
