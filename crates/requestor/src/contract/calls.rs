@@ -1,51 +1,6 @@
 //! Every call of the HTTP interface. A test holds this against the router.
 
-use super::problems::ProblemType;
-
-/// A call: a method of a path.
-#[derive(Debug, Default)]
-pub(super) struct Call {
-    pub(super) method: &'static str,
-    pub(super) path: &'static str,
-    /// The name by which clients that are generated from the document know it.
-    pub(super) id: &'static str,
-    pub(super) group: &'static str,
-    pub(super) summary: &'static str,
-    pub(super) about: &'static str,
-    /// Names in `fields::parameters`.
-    pub(super) parameters: Vec<&'static str>,
-    /// Whether it takes JSON.
-    pub(super) takes_body: bool,
-    pub(super) answers: Vec<Answer>,
-    pub(super) problems: Vec<&'static ProblemType>,
-    /// Whether an answer may be the problem that the operation has ended with, with the status of that.
-    pub(super) tells_outcome: bool,
-    /// Whether each answer tells what is left of the caller's quotas.
-    pub(super) counts: bool,
-}
-
-/// An answer that is no problem.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: &'static str,
-    pub(super) about: &'static str,
-    /// Names of headers; with a question mark those that are not always there.
-    pub(super) headers: &'static [&'static str],
-    pub(super) content: Content,
-}
-
-/// What an answer holds.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Content {
-    Nothing,
-    /// Whatever the provider has made.
-    Result,
-    /// Events: JSON of this schema, or a stream.
-    Events(&'static str, &'static [&'static str]),
-    /// JSON of this schema, with these examples.
-    Json(&'static str, &'static [&'static str]),
-    Text(&'static str),
-}
+use super::call::{Call, Content};
 
 const FOLLOW: &str = "JSON, in pages; or as they happen, with `Accept: text/event-stream` as server-sent events and with \
     `Upgrade: websocket` as messages of a WebSocket. A stream begins with a `snapshot` and goes on after the event of \
@@ -58,81 +13,6 @@ pub(super) const GROUPS: &[(&str, &str)] = &[
     ("Operations", "Learn what became of it, cancel it, try it again."),
     ("Service", "Whether it is well, and what it can do."),
 ];
-
-impl Call {
-    fn new(method: &'static str, path: &'static str, id: &'static str, summary: &'static str) -> Self {
-        Self { method, path, id, group: "Operations", summary, ..Self::default() }.fails(&["internal-error"])
-    }
-
-    fn in_group(mut self, group: &'static str) -> Self {
-        self.group = group;
-        self
-    }
-
-    fn about(mut self, about: &'static str) -> Self {
-        self.about = about;
-        self
-    }
-
-    fn takes(mut self, parameters: &[&'static str]) -> Self {
-        self.parameters.extend(parameters);
-        self
-    }
-
-    fn answers(
-        mut self,
-        status: &'static str,
-        about: &'static str,
-        headers: &'static [&'static str],
-        content: Content,
-    ) -> Self {
-        self.answers.push(Answer { status, about, headers, content });
-        self
-    }
-
-    fn fails(mut self, problems: &[&'static str]) -> Self {
-        self.problems.extend(problems.iter().filter_map(|name| ProblemType::named(name)));
-        self
-    }
-
-    /// Whether the caller must have a key, if there are any.
-    pub(super) fn needs_key(&self) -> bool {
-        self.path.starts_with("/v1/")
-    }
-
-    /// Of a caller who must have a key, from the store.
-    fn of_caller(self) -> Self {
-        self.fails(&["unauthorized", "store-unavailable"])
-    }
-
-    fn of_operation(self) -> Self {
-        self.takes(&["id"]).of_caller().fails(&["bad-request", "not-found", "gone"])
-    }
-
-    fn follows(self) -> Self {
-        self.takes(&["after", "pageSize", "Last-Event-ID", "lastEventId"])
-            .answers("101", "It is a WebSocket from now on.", &[], Content::Nothing)
-            .fails(&["bad-request", "quota-exceeded", "overloaded", "wrong-origin", "bad-upgrade"])
-    }
-
-    fn submits(mut self) -> Self {
-        (self.takes_body, self.tells_outcome, self.counts) = (true, true, true);
-        self.in_group("Requests")
-            .takes(&[
-                "kind",
-                "priority",
-                "Prefer",
-                "Operation-Timeout",
-                "Idempotency-Key",
-                "Callback-Url",
-                "traceparent",
-            ])
-            .of_caller()
-            .fails(&["bad-request", "not-json", "hostile-json", "unknown-kind", "too-slow", "too-large"])
-            .fails(&["unsupported-media-type", "invalid-request", "idempotency-key-in-flight"])
-            .fails(&["idempotency-key-reused", "callback-refused", "quota-exceeded"])
-    }
-}
 
 /// All calls, in the order in which they are shown.
 pub(super) fn calls() -> Vec<Call> {
@@ -240,8 +120,8 @@ fn status() -> Vec<Call> {
 }
 
 fn control() -> Vec<Call> {
-    let cancel = |method, path, id| {
-        Call::new(method, path, id, "Cancel an operation")
+    let cancel = |method, path, id, summary| {
+        Call::new(method, path, id, summary)
             .about(
                 "Asks its provider not to carry it out. Only the provider's answer ends it: as `Canceled` if its effect \
                  has not happened and will not, as it did end otherwise. The record stays.",
@@ -256,8 +136,8 @@ fn control() -> Vec<Call> {
             .of_operation()
     };
     vec![
-        cancel("DELETE", "/v1/operations/{id}", "deleteOperation"),
-        cancel("POST", "/v1/operations/{id}/cancel", "cancelOperation"),
+        cancel("DELETE", "/v1/operations/{id}", "deleteOperation", "Cancel an operation"),
+        cancel("POST", "/v1/operations/{id}/cancel", "cancelOperation", "Cancel an operation, without DELETE"),
         Call::new("POST", "/v1/operations/{id}/retry", "retryOperation", "Try a failed operation again")
             .about("It is open again under the same URL, for as long as `Operation-Timeout` says.")
             .takes(&["Operation-Timeout"])

@@ -1,11 +1,14 @@
 mod asyncapi;
+mod call;
 mod calls;
 mod examples;
 mod fields;
+mod headers;
 mod messages;
 mod openapi;
 mod page;
 mod problems;
+mod samples;
 mod schemas;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 //! The HTTP interface as an OpenAPI document.
 
-use super::calls::{Answer, Call, Content, GROUPS, calls};
-use super::fields::{self, COMMON_HEADERS};
+use super::call::{Answer, Call, Content};
+use super::calls::{GROUPS, calls};
+use super::headers::COMMON_HEADERS;
 use super::problems::ProblemType;
-use super::{examples, schemas};
+use super::{examples, fields, headers, schemas};
 use crate::config::Config;
 use serde_json::{Map, Value, json};
 use shared::problem;
@@ -19,7 +20,7 @@ pub(super) fn document(config: &Config) -> Value {
     let mut components = json!({
         "schemas": schemas::answers(),
         "parameters": fields::parameters(config),
-        "headers": fields::headers(),
+        "headers": headers::all(),
         "examples": examples::answers(),
         "links": links(),
         "securitySchemes": { "key": {
@@ -148,7 +149,8 @@ fn failure(call: &Call, problems: &[&ProblemType]) -> Value {
     let any = problems.iter().flat_map(|problem| problem.headers).copied();
     let mut names: Vec<String> =
         any.map(|name| if every(&name) { name.to_owned() } else { format!("{name}?") }).collect();
-    if call.counts {
+    // Who is not known has no quota.
+    if call.counts && !every(&"WWW-Authenticate") {
         names.extend(["RateLimit?", "RateLimit-Policy?"].map(str::to_owned));
     }
     let types: Vec<_> = problems.iter().map(|problem| problem.uri()).collect();

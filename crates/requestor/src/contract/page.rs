@@ -58,7 +58,7 @@ struct Call<'a> {
 
 fn calls(openapi: &Value) -> Vec<Call<'_>> {
     let known = super::calls::calls();
-    let find = |call: &super::calls::Call| {
+    let find = |call: &super::call::Call| {
         let (path, item) = openapi["paths"].as_object()?.get_key_value(call.path)?;
         Some(Call { method: call.method.to_owned(), path, operation: &item[call.method.to_lowercase()] })
     };
@@ -121,7 +121,11 @@ impl Call<'_> {
 
 fn parameter_row(parameter: &Value) -> String {
     let schema = &parameter["schema"];
-    let limits = schema.as_object().into_iter().flatten().map(|(name, value)| format!("{name} {value}"));
+    let limits = schema.as_object().into_iter().flatten().map(|(name, value)| match value.as_str() {
+        Some(text) if name == "type" => text.to_owned(),
+        Some(text) => format!("{name} {text}"),
+        None => format!("{name} {value}"),
+    });
     let example = match &parameter["example"] {
         Value::Null => String::new(),
         Value::String(example) => format!(" Such as <code>{}</code>.", escaped(example)),
@@ -138,7 +142,7 @@ fn parameter_row(parameter: &Value) -> String {
 
 fn answer_row(status: &str, response: &Value) -> String {
     let headers = response["headers"].as_object().into_iter().flatten();
-    let headers = headers.map(|(name, _)| name.as_str()).filter(|name| !super::fields::COMMON_HEADERS.contains(name));
+    let headers = headers.map(|(name, _)| name.as_str()).filter(|name| !super::headers::COMMON_HEADERS.contains(name));
     let headers: Vec<_> = headers.map(|name| format!("<code>{name}</code>")).collect();
     let content = response["content"].as_object().into_iter().flatten().map(|(media_type, _)| media_type.as_str());
     format!(
