@@ -4,7 +4,7 @@
 # Tests mostly wait, for brokers and for time to pass, so more of them run at once than there are cores.
 TEST_THREADS ?= 6
 
-.PHONY: help demo up test model chaos mutants check fmt clean
+.PHONY: help demo up test model chaos mutants docs check fmt clean
 
 help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ chaos: ## Do harm under load, and check every promise: REQUESTS=10000 SEED=1 CRA
 
 mutants: ## Take each mechanism away in turn: the tests must notice. About 20 minutes.
 	@tests/mutants/run
+
+docs: ## Write what docs/ has from the code: contracts, schemas, problem types.
+	UPDATE_DOCS=1 cargo test --locked --package requestor --lib contract::
 
 check: ## Check format, lints and documentation.
 	cargo fmt --all --check

@@ -13,6 +13,7 @@ mod command;
 mod command_line;
 mod configuration;
 mod conformance;
+mod contract;
 mod delivery;
 mod effects;
 mod event_cuts;

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 enum Arguments {
     /// Shows orders, a risk analysis, a canceled one, and a video if there is ffmpeg, and ends.
     Demo,
-    /// Keeps the stack running until Ctrl-C.
+    /// Keeps the stack running until Ctrl-C. Variables such as `REQUESTOR_HTTP__WAIT_MAX` count.
     Up,
 }
 
@@ -109,6 +109,10 @@ impl Stack {
             println!("stack: its requests share the queues of that broker's virtual host with whoever is there");
             requestor = requestor.with("REQUESTOR_GROUP", "demo");
         }
+        let (provider, requestor) = match arguments {
+            Arguments::Up => (provider.with_own("PROVIDER_"), requestor.with_own("REQUESTOR_")),
+            Arguments::Demo => (provider, requestor),
+        };
         println!("stack: starting a provider and a requestor");
         let (provider, requestor) = (provider.start().await, requestor.start().await);
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));

@@ -63,6 +63,17 @@ impl Service {
         self
     }
 
+    /// The same with those variables of this process that begin with `prefix`, unless it has them already.
+    #[must_use]
+    pub fn with_own(mut self, prefix: &str) -> Self {
+        let own = shared::config::environment_for_child(|name| name.starts_with(prefix));
+        let own =
+            own.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        // The last of several counts.
+        self.variables.splice(0..0, own);
+        self
+    }
+
     /// The same with a configuration file.
     #[must_use]
     pub fn with_config(mut self, file: PathBuf) -> Self {

@@ -10,6 +10,8 @@ pub mod operation;
 /// Settings that decide how operations change.
 pub mod rules;
 
+/// What is promised to callers and providers, as documents.
+mod contract;
 /// Sends requests and takes what comes back.
 mod gateway;
 mod http;
@@ -71,8 +73,8 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
-        let served =
-            shared::http::serve(listener, http::router(app), &config.http.limits, &config.http.tls, &shutdown).await;
+        let (limits, tls) = (&config.http.limits, &config.http.tls);
+        let served = shared::http::serve(listener, http::router(app, &config), limits, tls, &shutdown).await;
         http_ended.cancel();
         served
     };

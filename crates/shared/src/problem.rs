@@ -1,24 +1,27 @@
 use crate::json;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What every problem type of ours starts with; the last part is stable and documented in `docs/protocol.md`.
-const TYPE_PREFIX: &str = "urn:problem-type:arr:";
+pub const TYPE_PREFIX: &str = "urn:problem-type:arr:";
 
 /// The media type of a problem document (RFC 9457 section 3).
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
 /// Problem details (RFC 9457): what went wrong, for a person and for a program.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// A URI that names the kind of problem and never changes.
     #[serde(rename = "type", default = "about_blank")]
+    #[schemars(extend("format" = "uri-reference"))]
     pub type_uri: String,
     /// The kind of problem in a few words.
     #[serde(default)]
     pub title: String,
     /// The HTTP status that fits the problem, 400 to 599.
     #[serde(default = "internal_error")]
+    #[schemars(range(min = 400, max = 599))]
     pub status: u16,
     /// What happened this time and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

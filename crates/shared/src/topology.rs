@@ -104,7 +104,7 @@ pub async fn declare_for_provider(
     declare_exchanges(channel).await?;
     let (control, own) = (control_queue(group), ShortString::from(instance_queue(group, instance)));
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(control.as_str().into(), durable, quorum(DELIVERY_LIMIT_NONE)).await?;
+    channel.queue_declare(control.as_str().into(), durable, kept_arguments()).await?;
     let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     channel.queue_declare(own.clone(), passing, FieldTable::default()).await?;
     for kind in kinds {
@@ -115,14 +115,7 @@ pub async fn declare_for_provider(
     }
     for kind in kinds {
         declare_dead_queue(channel, kind).await?;
-        let mut arguments = quorum(DELIVERY_LIMIT);
-        arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
-        arguments.insert("x-dead-letter-routing-key".into(), text(kind));
-        // At-least-once dead-lettering works only together with reject-publish (RabbitMQ, "Quorum Queues").
-        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        arguments.insert("x-overflow".into(), text("reject-publish"));
-        arguments.insert("x-max-length".into(), AMQPValue::LongInt(REQUESTS_MAX));
-        declare_bound(channel, &request_queue(kind), REQUEST, kind, arguments).await?;
+        declare_bound(channel, &request_queue(kind), REQUEST, kind, request_arguments(kind)).await?;
     }
     Ok(())
 }
@@ -134,13 +127,9 @@ pub async fn declare_for_provider(
 pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[String]) -> lapin::Result<()> {
     declare_exchanges(channel).await?;
     let reply = reply_queue(group);
-    declare_bound(channel, &reply, REPLY, &reply, quorum(DELIVERY_LIMIT_NONE)).await?;
+    declare_bound(channel, &reply, REPLY, &reply, kept_arguments()).await?;
     let progress = progress_queue(group);
-    // Not for the reports' sake, which may be lost: a classic queue whose node is down cannot be declared.
-    let mut arguments = quorum(DELIVERY_LIMIT_NONE);
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
-    arguments.insert("x-overflow".into(), text("drop-head"));
-    declare_bound(channel, &progress, PROGRESS, &progress, arguments).await?;
+    declare_bound(channel, &progress, PROGRESS, &progress, progress_arguments()).await?;
     for kind in kinds {
         declare_dead_queue(channel, kind).await?;
     }
@@ -154,9 +143,7 @@ pub async fn declare_for_requestor(channel: &Channel, group: &str, kinds: &[Stri
 pub async fn declare_for_announcements(channel: &Channel, group: &str, instance: &str) -> lapin::Result<String> {
     let queue = announcement_queue(group, instance);
     let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(ANNOUNCEMENTS_MAX));
-    channel.queue_declare(queue.as_str().into(), passing, arguments).await?;
+    channel.queue_declare(queue.as_str().into(), passing, announcement_arguments()).await?;
     let options = QueueBindOptions::default();
     channel.queue_bind(queue.as_str().into(), ANNOUNCE.into(), "".into(), options, FieldTable::default()).await?;
     Ok(queue)
@@ -176,7 +163,7 @@ async fn declare_exchanges(channel: &Channel) -> lapin::Result<()> {
 /// # Errors
 /// What the broker says, such as 406 when it exists with other arguments.
 pub async fn declare_dead_queue(channel: &Channel, kind: &str) -> lapin::Result<()> {
-    declare_bound(channel, &dead_queue(kind), DEAD, kind, quorum(DELIVERY_LIMIT_NONE)).await
+    declare_bound(channel, &dead_queue(kind), DEAD, kind, kept_arguments()).await
 }
 
 async fn declare_bound(
@@ -191,6 +178,43 @@ async fn declare_bound(
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     channel.queue_declare(queue.clone(), options, arguments).await?;
     channel.queue_bind(queue, exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
+}
+
+/// The arguments of a queue of requests of `kind`.
+#[must_use]
+pub fn request_arguments(kind: &str) -> FieldTable {
+    let mut arguments = quorum(DELIVERY_LIMIT);
+    arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
+    arguments.insert("x-dead-letter-routing-key".into(), text(kind));
+    // At-least-once dead-lettering works only together with reject-publish (RabbitMQ, "Quorum Queues").
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(REQUESTS_MAX));
+    arguments
+}
+
+/// The arguments of a queue of progress reports.
+#[must_use]
+pub fn progress_arguments() -> FieldTable {
+    // Not for the reports' sake, which may be lost: a classic queue whose node is down cannot be declared.
+    let mut arguments = kept_arguments();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(PROGRESS_MAX));
+    arguments.insert("x-overflow".into(), text("drop-head"));
+    arguments
+}
+
+/// The arguments of a queue of announcements.
+#[must_use]
+pub fn announcement_arguments() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(ANNOUNCEMENTS_MAX));
+    arguments
+}
+
+/// The arguments of a queue that gives nothing up: replies, wishes to cancel, dead letters.
+#[must_use]
+pub fn kept_arguments() -> FieldTable {
+    quorum(DELIVERY_LIMIT_NONE)
 }
 
 fn quorum(delivery_limit: i32) -> FieldTable {

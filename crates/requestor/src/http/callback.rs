@@ -5,9 +5,10 @@ use super::error::Error;
 use crate::callers::Caller;
 use crate::operation::{Callback, Operation};
 use crate::store::StoreError;
-use crate::webhook::{Attempt, Delivery};
+use crate::webhook::{Attempt, Delivery, State};
 use axum::http::HeaderMap;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::problem::Problem;
 
@@ -31,10 +32,12 @@ fn refused(reason: impl Into<String>) -> Error {
 }
 
 /// Where the outcome of an operation is sent, as its caller sees it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Webhook")]
 pub(super) struct WebhookView<'a> {
+    /// The receiver.
     url: &'a str,
-    /// Newest first.
+    /// What was sent, newest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) deliveries: Vec<DeliveryView>,
 }
@@ -46,27 +49,39 @@ impl<'a> WebhookView<'a> {
 }
 
 /// One outcome on its way.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Delivery")]
 pub(super) struct DeliveryView {
+    /// The header `webhook-id` of each attempt.
     id: String,
+    /// What is told, such as `operation.succeeded`.
     #[serde(rename = "type")]
     event_type: String,
+    /// What became of it so far.
+    #[schemars(extend("enum" = State::ALL.map(State::name)))]
     status: &'static str,
+    /// When it is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_at: Option<Timestamp>,
+    /// When it was tried, and what came of that.
     attempts: Vec<AttemptView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "DeliveryAttempt")]
 struct AttemptView {
+    /// From 1.
     number: u32,
+    /// When it began.
     at: Timestamp,
+    /// How long it took.
     milliseconds: u64,
     /// What the receiver answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
+    /// Why there was no answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }

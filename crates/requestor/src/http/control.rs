@@ -2,10 +2,11 @@ use super::App;
 use super::auth::Caller;
 use super::error::Error;
 use super::operations::parse_id;
+use super::path::Name;
 use super::reading::timeout;
 use super::view::insert;
 use crate::operation::{Change, Event, Operation, RetryRefused};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use jiff::Timestamp;
@@ -16,7 +17,7 @@ use shared::problem::Problem;
 pub(super) async fn cancel(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Name(id): Name,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let (operation, change) = apply(&app, &caller, &id, Event::Cancel).await?;
@@ -32,7 +33,7 @@ pub(super) async fn cancel(
 pub(super) async fn retry(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Name(id): Name,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let operation = super::operations::find(&app, &caller, &id).await?;

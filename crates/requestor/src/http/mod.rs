@@ -10,6 +10,7 @@ mod idempotency;
 mod kinds;
 mod operations;
 mod pages;
+mod path;
 mod prefer;
 mod reading;
 mod requests;
@@ -17,6 +18,7 @@ pub(crate) mod view;
 
 use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
+use crate::contract;
 use crate::gateway::Gateway;
 use crate::kinds::Kinds;
 use crate::operation::Operation;
@@ -32,7 +34,10 @@ use axum::response::Response;
 use axum::routing::{get, post};
 pub(crate) use error::Error;
 use events::SharedPages;
+pub(crate) use events::{EventPage, LogPage};
 use idempotency::BeingAnswered;
+pub(crate) use kinds::{KindPage, KindView};
+pub(crate) use operations::OperationPage;
 use shared::http::problem_response;
 use shared::message::OperationId;
 use shared::problem::Problem;
@@ -40,6 +45,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+pub(crate) use view::OperationView;
 
 /// A waiter reads the record at least this often, in case a wake-up is lost.
 const WAIT_POLL: Duration = Duration::from_secs(2);
@@ -166,8 +172,9 @@ impl App {
 }
 
 /// All routes.
-pub(crate) fn router(app: App) -> Router {
+pub(crate) fn router(app: App, config: &Config) -> Router {
     let broker = app.0.gateway.subscribe();
+    let contract = contract::routes(config);
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))
         .route("/v1/kinds", get(kinds::list))
@@ -181,6 +188,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/operations/{id}/result", get(operations::result))
         .route("/v1/events", get(events::of_all))
         .merge(shared::http::health_routes(broker))
+        .merge(contract)
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
         .method_not_allowed_fallback(|| async {
             problem_response(&Problem::new("method-not-allowed", 405, "Method not allowed", "see the header Allow"))
@@ -195,6 +203,7 @@ async fn common_headers(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    let policy = HeaderValue::from_static("default-src 'none'; sandbox");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(policy);
     response
 }

@@ -3,23 +3,24 @@ use super::auth::Caller;
 use super::error::Error;
 use super::etag;
 use super::pages::Pages;
+use super::path::Name;
 use super::prefer::{Prefer, applied};
 use super::view::{OperationView, PREFERENCE_APPLIED, insert};
 use crate::operation::{Operation, State as OperationState};
 use crate::store::{Filter, STATUSES};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use shared::message::OperationId;
 use shared::problem::Problem;
 
-/// Operations in a page unless the caller says otherwise.
-pub(super) const PAGE_SIZE: usize = 50;
+/// Operations or events in a page unless the caller says otherwise.
+const PAGE_SIZE: usize = 50;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +37,7 @@ fn yes() -> bool {
 pub(super) async fn status(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Name(id): Name,
     query: Result<Query<StatusQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
@@ -60,7 +61,7 @@ pub(super) async fn status(
 }
 
 /// `GET /v1/operations/{id}/result`: the result, or the problem that the operation ended with.
-pub(super) async fn result(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response, Error> {
+pub(super) async fn result(State(app): State<App>, caller: Caller, Name(id): Name) -> Result<Response, Error> {
     let operation = find(&app, &caller, &id).await?;
     if operation.has_ended() {
         return app.outcome_response(&caller, &operation).await;
@@ -74,8 +75,18 @@ pub(super) async fn result(State(app): State<App>, caller: Caller, Path(id): Pat
 pub(super) struct ListQuery {
     kind: Option<String>,
     status: Option<String>,
-    page_size: Option<usize>,
+    page_size: Option<u32>,
     page_token: Option<String>,
+}
+
+/// Some operations of a list, newest first.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OperationPage<'a> {
+    /// The operations.
+    operations: Vec<OperationView<'a>>,
+    /// What to give as `pageToken` for the next page; null in the last.
+    next_page_token: Option<&'a str>,
 }
 
 /// `GET /v1/operations`: newest first, in pages.
@@ -86,7 +97,7 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
-    let size = query.page_size.unwrap_or(PAGE_SIZE).clamp(1, app.0.http.page_size_max);
+    let size = app.page_size(query.page_size);
     let pages = Pages::of(&caller, query.kind.as_deref(), query.status.as_deref());
     let filter = Filter {
         kind: query.kind.clone(),
@@ -101,13 +112,22 @@ pub(super) async fn list(
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
     let view =
         |(operation, url): (_, &String)| OperationView::new(operation, url).with_providers(&app.0.kinds, operation);
-    let views: Vec<_> = found.iter().zip(&urls).map(view).collect();
-    let mut response = Json(json!({ "operations": views, "nextPageToken": next })).into_response();
+    let operations = found.iter().zip(&urls).map(view).collect();
+    let page = OperationPage { operations, next_page_token: next.as_deref() };
+    let mut response = Json(page).into_response();
     if let Some(next) = next {
         let link = format!("<{}{}>; rel=\"next\"", app.base_url(&headers), next_page(&query, size, &next));
         insert(&mut response, header::LINK, &link);
     }
     Ok(response)
+}
+
+impl App {
+    /// How many operations or events a page has, if the caller has `asked` for so many.
+    pub(super) fn page_size(&self, asked: Option<u32>) -> usize {
+        let asked = asked.map_or(PAGE_SIZE, |size| usize::try_from(size).unwrap_or(usize::MAX));
+        asked.clamp(1, self.0.http.page_size_max)
+    }
 }
 
 fn next_page(query: &ListQuery, size: usize, next: &str) -> String {

@@ -4,13 +4,14 @@ use super::App;
 use super::callback::callback;
 use super::error::Error;
 use super::idempotency;
+use super::path::Name;
 use crate::callers::Caller;
 use crate::operation::Operation;
 use crate::store::IdempotencyKey;
 use axum::RequestExt;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequest, Path, Query, Request};
+use axum::extract::{FromRequest, Query, Request};
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -46,8 +47,7 @@ impl FromRequest<App> for Given {
     type Rejection = Error;
 
     async fn from_request(mut request: Request, _: &App) -> Result<Self, Error> {
-        let Path(kind) =
-            request.extract_parts::<Path<String>>().await.map_err(|error| Error::bad_request(error.body_text()))?;
+        let Name(kind) = request.extract_parts().await?;
         let Query(SubmitQuery { priority }) =
             request.extract_parts().await.map_err(|error: QueryRejection| Error::bad_request(error.body_text()))?;
         let (parts, body) = request.into_parts();

@@ -5,11 +5,12 @@ use super::error::Error;
 use super::etag;
 use crate::kinds::Kinds;
 use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
-use crate::store::status_name;
+use crate::store::{STATUSES, status_name};
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::http::problem_response;
 use shared::message::{self, Content, OperationId, Progress};
@@ -22,44 +23,73 @@ pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// An operation as callers see it (Azure REST guidelines, status monitor). The table may look otherwise.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Operation", description = "A request that was accepted, and what is known of it so far.")]
 pub(crate) struct OperationView<'a> {
+    /// Names it; also the correlation id of its messages.
     id: OperationId,
-    /// Absent while nobody has a key.
+    /// Who asked for it. Absent while nobody has a key.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<&'a str>,
+    /// What was asked for.
     kind: &'a str,
+    /// How far it is; the last three are the end.
+    #[schemars(extend("enum" = STATUSES))]
     status: &'static str,
+    /// When it was accepted.
     created_at: Timestamp,
+    /// When its state last changed.
     last_updated_at: Timestamp,
+    /// How far the whole is, if its provider can tell.
+    #[schemars(range(min = 0, max = 100))]
     #[serde(skip_serializing_if = "Option::is_none")]
     percent_complete: Option<f64>,
+    /// What is being done, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<Cow<'a, str>>,
+    /// How many providers of what it asks for were seen lately; until one has begun.
     #[serde(skip_serializing_if = "Option::is_none")]
     providers_seen: Option<usize>,
+    /// The request under way, from 1: each step of a pipeline and each fallback is a request of its own.
+    #[schemars(range(min = 1))]
     step: u32,
+    /// What that request asks for.
     step_kind: &'a str,
+    /// Which of `steps` is under way, from 1.
+    #[schemars(range(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<u32>,
+    /// The kinds of its steps, if it is a pipeline.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     steps: &'a [String],
+    /// The attempt under way, from 1 in each step.
+    #[schemars(range(min = 1))]
     attempt: u32,
+    /// Whether somebody wants it canceled. It may end otherwise all the same.
     cancel_requested: bool,
+    /// When the next attempt begins, while none is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_at: Option<Timestamp>,
+    /// Why the last attempt failed, while another follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_problem: Option<&'a Problem>,
+    /// When it is given up.
     deadline: Timestamp,
+    /// When it is forgotten; known once it has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
+    /// Where its result is, once it has succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(url)]
     result_location: Option<String>,
+    /// Why it failed or was canceled.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a Problem>,
+    /// What became of it after it had ended otherwise, such as a success after its deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     late_outcome: Option<&'a LateOutcome>,
+    /// Where its outcome is sent, if its caller wanted that.
     #[serde(skip_serializing_if = "Option::is_none")]
     webhook: Option<WebhookView<'a>>,
 }

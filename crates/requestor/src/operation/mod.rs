@@ -11,6 +11,7 @@ pub use log::Entry;
 pub(crate) use log::summary;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shared::message::{Content, OperationId, Progress, Reply};
 use shared::problem::Problem;
@@ -104,10 +105,11 @@ pub enum State {
 }
 
 /// What became of an operation after its caller was told something else.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LateOutcome {
     /// `Succeeded`, `Failed` or `Canceled`.
+    #[schemars(extend("enum" = ["Succeeded", "Failed", "Canceled"]))]
     pub status: String,
     /// When it came.
     pub received_at: Timestamp,

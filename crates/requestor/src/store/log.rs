@@ -94,7 +94,7 @@ impl Store {
                 let transaction = connection.unchecked_transaction()?;
                 let Some(operation) = load(&transaction, &scope, id)? else { return Ok(None) };
                 let mut statement = transaction.prepare_cached(OF_OPERATION)?;
-                let rows = statement.query_map(params![id.0, after, limit], event_from_row)?;
+                let rows = statement.query_map(params![id.0, number(after), limit], event_from_row)?;
                 let (last, ended) = (operation.events.into(), operation.has_ended());
                 Ok(Some(OperationLog { last, ended, events: rows.collect::<Result<_, _>>()? }))
             })
@@ -117,12 +117,14 @@ impl Store {
                 let transaction = connection.unchecked_transaction()?;
                 let known = last_sequence(&transaction)?;
                 let mut statement = transaction.prepare_cached(&scoped(OF_SCOPE, &scope))?;
-                let rows = statement.query_map(params![scope.owner(), after, limit], event_from_row)?;
+                let rows = statement.query_map(params![scope.owner(), number(after), limit], event_from_row)?;
                 let events = rows.collect::<Result<Vec<_>, _>>()?;
                 let behind = || match (behind_max, scope.owner()) {
                     // Most often there are not so many at all.
                     (Some(max), _) if known.saturating_sub(after) <= max as u64 => Ok(false),
-                    (Some(max), Some(owner)) => transaction.prepare_cached(BEYOND)?.exists(params![owner, after, max]),
+                    (Some(max), Some(owner)) => {
+                        transaction.prepare_cached(BEYOND)?.exists(params![owner, number(after), max])
+                    }
                     (Some(_), None) => Ok(true),
                     (None, _) => Ok(false),
                 };
@@ -161,6 +163,11 @@ impl Store {
 /// Two statements, since one that serves both scopes would use no index for either.
 fn scoped(sql: &str, scope: &Scope) -> String {
     sql.replace("{scope}", if scope.owner().is_some() { "e.owner = ?1" } else { "?1 is null" })
+}
+
+/// As a table can have it: a caller may name a number that no event will ever have.
+fn number(given: u64) -> i64 {
+    given.try_into().unwrap_or(i64::MAX)
 }
 
 fn last_sequence(connection: &Connection) -> rusqlite::Result<u64> {

@@ -68,7 +68,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    const ALL: [Self; 4] = [Self::Pending, Self::Delivered, Self::Refused, Self::GivenUp];
+    pub(crate) const ALL: [Self; 4] = [Self::Pending, Self::Delivered, Self::Refused, Self::GivenUp];
 
     /// As it is stored and shown.
     pub(crate) fn name(self) -> &'static str {

@@ -5,6 +5,7 @@ use crate::operation::{Operation, State, summary};
 use crate::store::status_name;
 use bytes::Bytes;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::message::{Content, JSON};
@@ -14,21 +15,29 @@ use shared::message::{Content, JSON};
 const RESULT_BYTES_MAX: usize = 16 * 1024;
 
 /// The body of a delivery.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "WebhookDocument", description = "What the receiver of a webhook is told.")]
+pub(crate) struct Document<'a> {
+    /// What happened: `operation.succeeded`, `operation.failed` or `operation.canceled`.
     #[serde(rename = "type")]
     event_type: &'a str,
+    /// When it happened.
     timestamp: Timestamp,
+    /// The operation, and its result if that is JSON and small.
     data: Data<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "WebhookData")]
 struct Data<'a> {
     #[serde(flatten)]
     operation: OperationView<'a>,
+    /// The URL of the operation.
     operation_location: &'a str,
+    /// The result, if it is JSON and small; else see `resultLocation`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     result: Option<Box<RawValue>>,
 }
 

@@ -10,6 +10,7 @@ mod signature;
 mod target;
 
 pub(crate) use delivery::{Attempt, Delivery, DeliveryId, State};
+pub(crate) use document::Document;
 pub use settings::Pause;
 pub use settings::WebhooksConfig;
 pub use signature::Secret;

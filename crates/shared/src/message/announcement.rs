@@ -7,6 +7,7 @@ use crate::{json, topology};
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::ShortString;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ const CONCURRENCY_MAX: u32 = 65_535;
 const LEASE_SECONDS: u32 = 45;
 
 /// What kind of effect a provider has, and so what a repeat of a request costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Effect {
     /// Running twice harms nothing.
@@ -50,7 +51,7 @@ impl Effect {
 }
 
 /// That an instance of a provider serves a kind, for as long as it is not silent. Its body is this as JSON.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Announcement {
     /// The kind.

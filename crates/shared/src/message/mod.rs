@@ -19,6 +19,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -44,7 +45,7 @@ pub const JSON: &str = "application/json";
 pub const UNNAMED: &str = "application/octet-stream";
 
 /// Names an operation, and is the correlation id of all its messages. A UUIDv7, so ids sort by time.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct OperationId(pub Uuid);
 

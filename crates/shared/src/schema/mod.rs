@@ -16,7 +16,7 @@ use serde_json::Value;
 pub const ECHO: &str = "echo";
 
 /// What requests and results of a kind look like, as JSON Schemas; none where nothing is known.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Schemas {
     /// Of a request.
     #[serde(rename = "requestSchema", default, skip_serializing_if = "Option::is_none")]

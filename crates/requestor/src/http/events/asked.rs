@@ -46,7 +46,7 @@ fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
 pub(crate) struct EventsQuery {
     pub(super) after: Option<u64>,
     last_event_id: Option<u64>,
-    pub(super) page_size: Option<usize>,
+    pub(super) page_size: Option<u32>,
 }
 
 impl EventsQuery {

@@ -8,17 +8,19 @@ mod shared_pages;
 mod socket;
 mod sse;
 
+pub(crate) use pages::{EventPage, LogPage};
 pub(super) use shared_pages::SharedPages;
 
 use super::App;
 use super::error::Error;
 use super::operations::find;
+use super::path::Name;
 use crate::callers::Caller;
 use asked::{EventsQuery, Way};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use follower::{Follower, Log};
@@ -30,7 +32,7 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 pub(super) async fn of_operation(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Name(id): Name,
     query: Result<Query<EventsQuery>, QueryRejection>,
     headers: HeaderMap,
     upgrade: Upgrade,

@@ -6,6 +6,7 @@ use crate::store::{LoggedEvent, Lost};
 use axum::body::Bytes;
 use axum::extract::ws::Utf8Bytes;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::message::OperationId;
@@ -17,17 +18,26 @@ use std::sync::Arc;
 const SNAPSHOT: &str = "snapshot";
 
 /// An event as callers see it; with the last three where it is told among those of other operations.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Event", description = "Something that happened to an operation.")]
 pub(super) struct EventView<'a> {
+    /// Its number in the operation's log, from 1 without a gap.
     pub(super) number: u64,
+    /// When it happened.
     at: Timestamp,
+    /// What happened, such as `attempt-failed`.
     #[serde(rename = "type")]
     event_type: &'a str,
+    /// What belongs to it.
+    #[schemars(with = "serde_json::Value")]
     data: Option<&'a RawValue>,
+    /// Its number in the log of all operations.
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
+    /// The operation, where it is told among others.
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<OperationId>,
+    /// The operation's kind.
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'a str>,
 }
