@@ -51,8 +51,8 @@ fn of_requests(config: &Config) -> Vec<Field> {
     );
     let longest = timeout.as_secs();
     let operation_timeout = format!(
-        "How long the operation may take before it fails with `deadline-exceeded`, at most {longest} s. Units are added up, \
-         as in `1h 30m`; the pattern has the plain forms."
+        "How long the operation may take before it fails with `deadline-exceeded`, at most {longest} s. The pattern has \
+         the plain forms; `500ms` and `1h 30m` are understood, too."
     );
     let key = r#"^("([ !#-\[\]-~]|\\["\\]){1,255}"|[!#-~]{1,255})$"#;
     vec![
@@ -139,9 +139,9 @@ fn kind() -> Value {
 
 /// Numbers with one unit that are surely below `longest`: those of so many digits.
 fn plain_durations(longest: Duration) -> String {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
-    let forms = units.into_iter().filter_map(|(name, milliseconds)| {
-        let most = longest.as_millis() / milliseconds;
+    let units = [("s", 1), ("m", 60), ("h", 3600)];
+    let forms = units.into_iter().filter_map(|(name, seconds)| {
+        let most = longest.as_secs() / seconds;
         let digits = (most + 1).checked_ilog10().filter(|digits| *digits > 0)?;
         Some(if digits == 1 { format!("[1-9]{name}") } else { format!("[1-9][0-9]{{0,{}}}{name}", digits - 1) })
     });

@@ -145,17 +145,17 @@ fn named(examples: &[&str]) -> Map<String, Value> {
 
 fn failure(call: &Call, problems: &[&ProblemType]) -> Value {
     let about: Vec<_> = problems.iter().map(|problem| format!("`{}`: {}.", problem.name, problem.when)).collect();
-    let every = |name: &&str| problems.iter().all(|problem| problem.headers.contains(name));
+    // An operation may have ended with a problem of any type, and of this status.
+    let always = |name: &str| !call.tells_outcome && problems.iter().all(|problem| problem.headers.contains(&name));
     let any = problems.iter().flat_map(|problem| problem.headers).copied();
     let mut names: Vec<String> =
-        any.map(|name| if every(&name) { name.to_owned() } else { format!("{name}?") }).collect();
+        any.map(|name| if always(name) { name.to_owned() } else { format!("{name}?") }).collect();
     // Who is not known has no quota.
-    if call.counts && !every(&"WWW-Authenticate") {
+    if call.counts && !problems.iter().any(|problem| problem.name == "unauthorized") {
         names.extend(["RateLimit?", "RateLimit-Policy?"].map(str::to_owned));
     }
     let types: Vec<_> = problems.iter().map(|problem| problem.uri()).collect();
     let mut schema = reference("schemas", "Problem");
-    // An operation may have ended with a problem of any type.
     if !call.tells_outcome {
         schema["properties"] = json!({ "type": { "enum": types } });
     }
