@@ -339,11 +339,17 @@ async fn queues_that_came_back_without_a_process_serve_again_once_they_are_delet
     }
     pair.start_provider();
     ids.extend(place(&pair, 5).await);
-    eventually("they are found and deleted", async || {
-        let mut deleted = pair.host.delete_dead_queues().await;
-        deleted.sort_unstable();
-        if deleted == dead { Ok(()) } else { Err(format!("{deleted:?}")) }
+    let mut deleted = Vec::new();
+    eventually("all orders have ended", async || {
+        deleted.extend(pair.host.delete_dead_queues().await);
+        let open = pair.get_json("/v1/operations?status=NotStarted").await["operations"].clone();
+        if open == json!([]) { Ok(()) } else { Err(format!("deleted {deleted:?}; {open}")) }
     })
     .await;
+    // Later brokers bring the process back by themselves.
+    if broker.version().await.unwrap().starts_with("3.") {
+        deleted.sort_unstable();
+        assert_eq!(deleted, dead);
+    }
     finish(pair, &ids, 0).await;
 }

@@ -276,7 +276,12 @@ async fn announcements_have_limits_and_count_only_from_users_that_may_reply() {
         assert_eq!(pair.get(&format!("/v1/kinds/{refused}")).await.status(), 404, "{refused}");
     }
     assert_eq!(kind(&pair, "video.publish").await["providersSeen"], 0, "a pipeline is no provider's");
-    assert!(pair.metric("arr_unreadable_total", "arr.announce").await >= 9.0);
+    // Those of the other connections may come later.
+    eventually("all others are refused", async || match pair.metric("arr_unreadable_total", "arr.announce").await {
+        few @ ..9.0 => Err(few.to_string()),
+        _ => Ok(()),
+    })
+    .await;
     for announcer in [stranger, friend, unsigned] {
         announcer.leave().await;
     }

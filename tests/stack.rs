@@ -20,11 +20,13 @@ enum Arguments {
     /// Shows orders, a risk analysis, a canceled one, and a video if there is ffmpeg, and ends.
     Demo,
     /// Keeps the stack running until Ctrl-C. Variables such as `REQUESTOR_HTTP__WAIT_MAX` count.
-    Up,
+    Up {
+        /// Where the requestor listens on this machine, unless it is taken; 0 for any port that is free.
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
 }
 
-/// Where `make up` listens, unless the port is taken.
-const PORT: u16 = 8080;
 /// Where `make up` sends webhooks to, on this machine, and what it signs them with.
 const WEBHOOK_PORT: u16 = 9000;
 const WEBHOOK_SECRET: &str = "whsec_Zm9yIHRyeWluZyBvdXQsIGtub3duIHRvIGV2ZXJ5b25l";
@@ -68,7 +70,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         result = stack.run(&arguments, folder.path()) => result.map(|()| ExitCode::SUCCESS),
         () = interrupted() => Ok(match arguments {
             Arguments::Demo => ExitCode::from(INTERRUPTED),
-            Arguments::Up => ExitCode::SUCCESS,
+            Arguments::Up { .. } => ExitCode::SUCCESS,
         }),
     };
     let stopped = stack.stop().await;
@@ -87,18 +89,18 @@ struct Stack {
 impl Stack {
     async fn start(broker: &Broker, folder: &Path, arguments: &Arguments) -> anyhow::Result<Self> {
         let port = match arguments {
-            Arguments::Up if std::net::TcpListener::bind(("127.0.0.1", PORT)).is_ok() => PORT,
-            Arguments::Up => {
-                println!("stack: port {PORT} is taken, using another");
+            Arguments::Demo | Arguments::Up { port: 0 } => harness::free_port(),
+            Arguments::Up { port } if std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok() => *port,
+            Arguments::Up { port } => {
+                println!("stack: port {port} is taken, using another");
                 harness::free_port()
             }
-            Arguments::Demo => harness::free_port(),
         };
         let provider = Service::provider(broker.url(), folder);
         let mut requestor = Service::requestor(broker.url(), folder)
             .on_port(port)
             .with("REQUESTOR_HTTP__LISTEN", &format!("127.0.0.1:{port}"));
-        if matches!(arguments, Arguments::Up) {
+        if matches!(arguments, Arguments::Up { .. }) {
             requestor = requestor
                 .with("REQUESTOR_WEBHOOKS__SECRETS", WEBHOOK_SECRET)
                 .with("REQUESTOR_WEBHOOKS__ALLOW_HTTP", "true")
@@ -110,7 +112,7 @@ impl Stack {
             requestor = requestor.with("REQUESTOR_GROUP", "demo");
         }
         let (provider, requestor) = match arguments {
-            Arguments::Up => (provider.with_own("PROVIDER_"), requestor.with_own("REQUESTOR_")),
+            Arguments::Up { .. } => (provider.with_own("PROVIDER_"), requestor.with_own("REQUESTOR_")),
             Arguments::Demo => (provider, requestor),
         };
         println!("stack: starting a provider and a requestor");
@@ -127,7 +129,7 @@ impl Stack {
     async fn run(&mut self, arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
         match arguments {
             Arguments::Demo => self.demo().await,
-            Arguments::Up => {
+            Arguments::Up { .. } => {
                 let base = &self.caller.base;
                 println!("up: {base} (Ctrl-C ends it and removes its data and logs in {})", folder.display());
                 println!("try: curl -i {base}/v1/requests/echo -H 'Content-Type: application/json' -d '\"hello\"'");

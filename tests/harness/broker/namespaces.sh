@@ -23,7 +23,8 @@ connect() { # connect NODE
   printf %s "$CLUSTER" >"$FOLDER/$1/.erlang.cookie"
   chmod 400 "$FOLDER/$1/.erlang.cookie"
 }
-signal() { ip netns pids "$namespace" | xargs -r kill -s "$1"; }
+# Some end by themselves when others do, between being listed and being told.
+signal() { ip netns pids "$namespace" | xargs -r kill -s "$1" 2>/dev/null || true; }
 case $action in
   create)
     ip netns add "$CLUSTER"
