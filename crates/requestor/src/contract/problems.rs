@@ -55,7 +55,7 @@ pub(super) const PROBLEMS: &[ProblemType] = &[
     of(&[503], "store-unavailable", "The store cannot be used now", LATER, "the requestor's store is busy, full or broken: nothing was accepted"),
     of(&[503], "overloaded", "Too many at once", LATER, "as many callers wait or listen as the service can hold: nothing was accepted"),
     of(&[503], "not-ready", "The broker cannot be used now", &[], "`/readyz`: `broker` is `away` or `blocked`"),
-    of(&[504], "not-in-time", "No outcome yet", &["Retry-After", "Link", "Operation-Location"], "a synchronous call was accepted and takes longer; its outcome will be at the URL in `operation`"),
+    of(&[504], "not-in-time", "No outcome yet", &["Retry-After?", "Link?", "Operation-Location?"], "a synchronous call was accepted and takes longer; its outcome will be at the URL in `operation`"),
 
     of(&[504], "deadline-exceeded", "Deadline exceeded", &[], "the operation was not finished by its deadline"),
     of(&[409], "canceled", "Canceled", &[], "the operation was canceled before its effect; `stepsDone` counts the steps of a pipeline that were done before"),
