@@ -319,10 +319,14 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     host.delete().await;
 }
 
-/// As after some kills of a 3.10 node: nothing helps but that somebody deletes the queue (docs/chaos.md).
+/// As after some kills of a 3.10 node: nothing helps but that somebody deletes the queue (docs/chaos.md). Later brokers were
+/// not seen to get there, and list nothing by which such a queue could be told.
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_that_came_back_without_a_process_serve_again_once_they_are_deleted() {
     let broker = Broker::start().await.unwrap();
+    if !broker.version().await.unwrap().starts_with("3.") {
+        return;
+    }
     let mut pair = Pair::prepare_on(broker.virtual_host().await);
     pair.requestor_config.redrive.waiting = Duration::from_secs(1);
     pair.requestor_config.redrive.waiting_max = Duration::from_secs(2);
@@ -339,17 +343,11 @@ async fn queues_that_came_back_without_a_process_serve_again_once_they_are_delet
     }
     pair.start_provider();
     ids.extend(place(&pair, 5).await);
-    let mut deleted = Vec::new();
-    eventually("all orders have ended", async || {
-        deleted.extend(pair.host.delete_dead_queues().await);
-        let open = pair.get_json("/v1/operations?status=NotStarted").await["operations"].clone();
-        if open == json!([]) { Ok(()) } else { Err(format!("deleted {deleted:?}; {open}")) }
+    eventually("they are found and deleted", async || {
+        let mut deleted = pair.host.delete_dead_queues().await;
+        deleted.sort_unstable();
+        if deleted == dead { Ok(()) } else { Err(format!("{deleted:?}")) }
     })
     .await;
-    // Later brokers bring the process back by themselves.
-    if broker.version().await.unwrap().starts_with("3.") {
-        deleted.sort_unstable();
-        assert_eq!(deleted, dead);
-    }
     finish(pair, &ids, 0).await;
 }

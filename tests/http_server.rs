@@ -161,9 +161,9 @@ async fn slow_clients_are_closed_within_20_s_and_good_ones_are_served() {
     println!("p99 of good requests: {before:?} before, {with:?} with 300 slow clients");
     assert!(services.caller.metric("arr_http_overdue_total", "head").await >= 150.0);
     assert!(services.caller.metric("arr_http_overdue_total", "unread").await >= 100.0);
-    assert!(provider.terminate().await.success());
+    services.caller.none_open().await;
     harness::pair::drained(&services.host).await;
-    assert!(requestor.terminate().await.success());
+    assert!(provider.terminate().await.success() && requestor.terminate().await.success());
     services.finish().await;
 }
 

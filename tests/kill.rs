@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use harness::orders::{order, taken};
 use harness::services::{Services, analysis};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,17 +155,8 @@ async fn two_thousand_orders_survive_fifteen_kills() {
         succeeded += 1;
     }
     // Orders whose 202 was lost with the requestor are placed as well, and must have ended before stock is counted.
-    let all = harness::eventually("no operation is open", async || {
-        let open = ["NotStarted", "Running"];
-        for status in open {
-            let page = stack.caller.get_json(&format!("/v1/operations?status={status}&pageSize=1")).await;
-            if page["operations"] != json!([]) {
-                return Err(page.to_string());
-            }
-        }
-        Ok(rusqlite::Connection::open(stack.folder.path().join("requestor.db")).unwrap())
-    })
-    .await;
+    stack.caller.none_open().await;
+    let all = rusqlite::Connection::open(stack.folder.path().join("requestor.db")).unwrap();
     let recorded: i64 =
         all.query_row("select count(*) from operations where status = 2", [], |row| row.get(0)).unwrap();
     let (stock, orders) = taken(stack.folder.path());

@@ -72,6 +72,16 @@ fn asks_for(schema: Value) -> Schemas {
 }
 
 impl Announcer {
+    /// Waits until the requestor hears what is announced: there is no queue for what was said before. It then knows `kind`.
+    async fn is_heard(&self, pair: &Pair, kind_name: &str) {
+        eventually("the requestor hears announcements", async || {
+            self.say(&says(kind_name, "a", "1", Schemas::default())).await;
+            let known = kind(pair, kind_name).await;
+            if known["providersSeen"] == 1 { Ok(()) } else { Err(known.to_string()) }
+        })
+        .await;
+    }
+
     async fn join(host: &VirtualHost) -> Self {
         Self::connect(&host.url, None).await
     }
@@ -257,6 +267,7 @@ async fn announcements_have_limits_and_count_only_from_users_that_may_reply() {
     pair.requestor_config.announcements.schema_bytes_max = 1000;
     pair.start_requestor();
     pair.ready().await;
+    friend.is_heard(&pair, "good").await;
     stranger.say(&says("evil", "a", "1", Schemas::default())).await;
     unsigned.say(&says("evil", "b", "1", Schemas::default())).await;
     friend.say(&says("large", "a", "1", asks_for(json!("x".repeat(1000))))).await;

@@ -127,6 +127,20 @@ impl Caller {
         self.get_json(&format!("/v1/operations/{id}/result")).await
     }
 
+    /// Waits until every operation has ended.
+    pub async fn none_open(&self) {
+        eventually("no operation is open", async || {
+            for status in ["NotStarted", "Running"] {
+                let page = self.get_json(&format!("/v1/operations?status={status}&pageSize=1")).await;
+                if page["operations"] != serde_json::json!([]) {
+                    return Err(page.to_string());
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
     /// Waits until the requestor is connected.
     pub async fn ready(&self) {
         eventually("the requestor is ready", async || {

@@ -134,8 +134,7 @@ impl Worker {
         let requests = async {
             let lanes = self.0.lanes.iter().map(|(kind, lane)| self.consume(session, kind, lane));
             futures_util::future::try_join_all(lanes).await?;
-            self.leave().await;
-            self.drain().await;
+            tokio::join!(self.leave(), self.drain());
             anyhow::Ok(())
         };
         let work = async {
