@@ -143,6 +143,9 @@ create table webhook_attempts (
 ) strict, without rowid;
 ";
 
+// Each stream of all operations begins with those that are open, among many that are not.
+const OPEN_OF_ALL: &str = "create index operations_open_of_all on operations (id) where status < 2;";
+
 /// All tables that have rows of an operation.
 pub(super) const TABLES: [&str; 6] = ["operations", "requests", "results", "events", "webhooks", "webhook_attempts"];
 
@@ -174,6 +177,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         WEBHOOKS,
         super::announced::CREATE,
         OPEN_BY_KIND,
+        OPEN_OF_ALL,
     ];
     Migrations::new(texts.map(M::up).to_vec())
 }
@@ -366,6 +370,33 @@ mod tests {
         save(&connection, &operation, false).unwrap();
         operation.steps.clear();
         assert_eq!(load(&connection, &Scope::All, id).unwrap(), Some(operation), "the steps never change");
+    }
+
+    #[test]
+    fn events_of_an_earlier_version_are_numbered_in_the_order_of_their_operation() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrations().to_version(&mut connection, 2).unwrap();
+        let id = OperationId::new();
+        let operation =
+            "insert into operations (id, kind, status, created_at, updated_at, deadline, attempt, step, version,
+            sends, next_send_at) values (?1, 'echo', 0, 1, 2, 3, 1, 1, 1, 0, 4)";
+        connection.execute(operation, [id.0]).unwrap();
+        for (number, at) in [(2, 5), (1, 9)] {
+            let event = "insert into events values (?1, ?2, ?3, 'progress', '{}')";
+            connection.execute(event, params![id.0, number, at]).unwrap();
+        }
+        migrations().to_latest(&mut connection).unwrap();
+        let numbers = |sql| -> Vec<u32> {
+            connection.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        };
+        assert_eq!(numbers("select number from events where owner = 'anonymous' order by sequence"), [1, 2]);
+        // The number of an event that was forgotten or rolled back: the first is never given again, the second is.
+        connection.execute_batch("delete from events; savepoint job").unwrap();
+        let event = "insert into events (id, number, owner, at, type, data) values (?1, 3, '', 0, '', '')";
+        connection.execute(event, [id.0]).unwrap();
+        connection.execute_batch("rollback to job; release job").unwrap();
+        connection.execute(event, [id.0]).unwrap();
+        assert_eq!(numbers("select sequence from events"), [3]);
     }
 
     #[test]
