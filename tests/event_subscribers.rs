@@ -24,8 +24,13 @@ async fn ten_thousand_idle_sockets_get_the_outcome_from_one_requestor_in_bounded
     for name in ["HTTP__STREAMS_MAX", "QUOTAS__STREAMS_MAX"] {
         stack.requestor = stack.requestor.with(&format!("REQUESTOR_{name}"), &SUBSCRIBERS.to_string());
     }
-    stack.requestor =
-        stack.requestor.with("REQUESTOR_HTTP__LIMITS__CONNECTIONS_MAX", &(SUBSCRIBERS + 1000).to_string());
+    // On a busy machine it takes long to open them all: longer than an echo may, and than a peer may be silent, which
+    // these are until they are read.
+    stack.requestor = stack
+        .requestor
+        .with("REQUESTOR_HTTP__STREAMS__KEEP_ALIVE", "10m")
+        .with("REQUESTOR_HTTP__LIMITS__CONNECTIONS_MAX", &(SUBSCRIBERS + 1000).to_string())
+        .with("REQUESTOR_KINDS__ECHO__TIMEOUT", "30m");
     let provider = StandIn::join_in(&stack.host, &["echo"]).await;
     let mut requestor = stack.requestor.start().await;
     let (mut ids, mut requests) = (Vec::new(), Vec::new());
