@@ -3,6 +3,7 @@ use super::caller::Caller;
 use anyhow::Context;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
 use provider::Provider;
 use shared::config::SecretUrl;
 use std::ops::Deref;
@@ -140,11 +141,12 @@ impl Pair {
 }
 
 impl Pair {
-    /// Takes requests away that were sent once more than it took, as their provider would if it were still there.
+    /// Takes requests and cancels away that were sent once more than it took, as their provider would if it were there.
     async fn take_copies(&self) {
         let connection = self.host.connect().await;
         let channel = connection.create_channel().await.unwrap();
-        for queue in self.host.queues().await.into_iter().filter(|name| name.starts_with("arr.request.")) {
+        let copies = |name: &String| name.starts_with("arr.request.") || name == "arr.control.default";
+        for queue in self.host.queues().await.into_iter().filter(copies) {
             while let Some(message) = channel.basic_get(queue.as_str().into(), Default::default()).await.unwrap() {
                 let id = message.delivery.properties.correlation_id().clone().unwrap_or_default();
                 let path = format!("/v1/operations/{id}?redirect=false");
@@ -190,7 +192,9 @@ pub async fn nothing_left(host: &VirtualHost) {
 /// # Panics
 /// When the broker does not tell.
 pub async fn empty(host: &VirtualHost, unattended: bool) -> Result<(), String> {
-    let connection = host.connect().await;
+    // The nodes of a cluster come back one after another.
+    let connecting = Connection::connect(&host.url, ConnectionProperties::default());
+    let connection = connecting.await.map_err(|error| error.to_string())?;
     let channel = connection.create_channel().await.unwrap();
     let mut left = Vec::new();
     // An instance's own queue goes with its connection, and only that may look at it.
