@@ -303,10 +303,7 @@ async fn do_loss(stack: &Stack, broker: &mut Broker, loss: Loss, random: &mut St
             broker.memory_alarm(false).await;
         }
         Loss::Restart => {
-            broker.kill_and_restart().await;
-            for queue in stack.host.delete_dead_queues().await {
-                tracing::warn!(queue, "came back without its process, and was deleted");
-            }
+            broker.kill_and_restart(&stack.host).await;
         }
         Loss::Purge(prefix) | Loss::Delete(prefix) => {
             let names = stack.host.queues().await;

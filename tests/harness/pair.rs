@@ -130,7 +130,7 @@ impl Pair {
     pub async fn finish(mut self) {
         self.stop_provider().await;
         super::eventually("the queues are empty", async || {
-            self.take_copies().await;
+            self.take_copies().await.map_err(|error| error.to_string())?;
             empty(&self.host, false).await
         })
         .await;
@@ -142,22 +142,25 @@ impl Pair {
 
 impl Pair {
     /// Takes requests and cancels away that were sent once more than it took, as their provider would if it were there.
-    async fn take_copies(&self) {
+    ///
+    /// # Errors
+    /// When a broker that was just taken away does not serve its queues yet.
+    async fn take_copies(&self) -> lapin::Result<()> {
         let connection = self.host.connect().await;
-        let channel = connection.create_channel().await.unwrap();
+        let channel = connection.create_channel().await?;
         let copies = |name: &String| name.starts_with("arr.request.") || name == "arr.control.default";
         for queue in self.host.queues().await.into_iter().filter(copies) {
-            while let Some(message) = channel.basic_get(queue.as_str().into(), Default::default()).await.unwrap() {
+            while let Some(message) = channel.basic_get(queue.as_str().into(), Default::default()).await? {
                 let id = message.delivery.properties.correlation_id().clone().unwrap_or_default();
                 let path = format!("/v1/operations/{id}?redirect=false");
                 let operation = self.get_json(&path).await;
                 if !matches!(operation["status"].as_str(), Some("Succeeded" | "Failed" | "Canceled")) {
                     break;
                 }
-                message.delivery.acker.ack(Default::default()).await.unwrap();
+                message.delivery.acker.ack(Default::default()).await?;
             }
         }
-        connection.close(200, "done".into()).await.unwrap();
+        connection.close(200, "done".into()).await
     }
 }
 

@@ -179,11 +179,12 @@ impl Broker {
         host
     }
 
-    /// Kills the broker without notice and starts it again, with the queues it had on disk.
+    /// Kills the broker without notice and starts it again, with the queues it had on disk. Those of the virtual host
+    /// that came back without their process are deleted, as an operator must ([`VirtualHost::delete_dead_queues`]).
     ///
     /// # Panics
     /// When it does not come back, or is not ours.
-    pub async fn kill_and_restart(&mut self) {
+    pub async fn kill_and_restart(&mut self, host: &VirtualHost) {
         match &mut self.source {
             Source::Given => panic!("a broker that was given is not ours to kill"),
             Source::Container { container, .. } => {
@@ -196,6 +197,9 @@ impl Broker {
             }
         }
         self.ready().await.unwrap();
+        for queue in host.delete_dead_queues().await {
+            tracing::warn!(queue, "came back without its process, and was deleted");
+        }
     }
 
     /// Raises a memory alarm, or ends it: during an alarm the broker reads nothing from connections that publish.
