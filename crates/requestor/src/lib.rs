@@ -12,10 +12,14 @@ pub mod rules;
 
 /// What is promised to callers and providers, as documents.
 mod contract;
+/// What accepts operations and drives them to their outcomes.
+mod engine;
 /// Sends requests and takes what comes back.
 mod gateway;
 mod http;
 mod kinds;
+/// The same in the caller's own process.
+mod library;
 mod pace;
 /// Where operations are kept.
 pub mod store;
@@ -28,16 +32,14 @@ pub mod webhook;
 pub mod cli;
 
 use crate::config::Config;
-use anyhow::Context;
-use gateway::Gateway;
+use engine::Engine;
 use kinds::Kinds;
-use pace::Pace;
 use std::net::TcpListener;
-use std::sync::Arc;
-use store::Store;
 use tokio_util::sync::CancellationToken;
-use watch::Watch;
-use webhook::{Deliverer, Secrets, Targets};
+
+pub use library::{Refused, Requestor, SubmitOptions};
+pub use shared::message::{Content, OperationId, Outcome};
+pub use shared::problem::Problem;
 
 /// Runs the requestor on `listener` until `shutdown`, and returns when what was under way has ended.
 ///
@@ -51,46 +53,17 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: CancellationTo
 
 /// As [`run`], with kinds that are loaded already.
 async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
-    shared::telemetry::init_metrics();
-    let watch = Watch::default();
-    let committed = watch.clone();
-    let committed = move |changes| committed.notify(changes);
-    let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
-    kinds.restore(store.announced().await.context("store")?);
-    kinds.check_references()?;
-    let bounds = (config.http.retry_after_min, config.http.retry_after_max);
-    let pace = Pace::new(kinds.clone(), bounds);
-    pace.warm_up(&store).await.context("store")?;
-    let (gateway, queues) = Gateway::new(&config, kinds.clone(), store.clone(), pace.clone());
+    let (engine, background) = Engine::open(&config, kinds).await?;
     tracing::info!(listen = %listener.local_addr()?, group = config.group, store = %config.store.url, "requestor ready");
-
-    let targets = Arc::new(Targets::new(&config.webhooks)?);
-    let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
-    let webhooks = (secrets, targets);
-    let deliverer = Deliverer::new(&config.webhooks, webhooks.clone(), store.clone()).context("webhooks")?;
-    let parts = (store.clone(), gateway.clone(), watch.clone(), pace.clone());
-    let app = http::App::new(&config, kinds, parts, webhooks, shutdown.clone());
+    let app = http::App::new(&config, engine.clone(), shutdown.clone());
     // The broker is served until the last HTTP request has ended, so that what they accept is still sent.
     let http_ended = CancellationToken::new();
     let server = async {
         let (limits, tls) = (&config.http.limits, &config.http.tls);
         let served = shared::http::serve(listener, http::router(app, &config), limits, tls, &shutdown).await;
         http_ended.cancel();
-        served
+        anyhow::Ok(served)
     };
-    let background = async {
-        let sweeper = sweeper::run(&store, &gateway, &config, &http_ended);
-        let webhooks = async {
-            if let Some(deliverer) = &deliverer {
-                deliverer.run(&shutdown).await;
-            }
-        };
-        let watch = http_ended.run_until_cancelled(watch.run());
-        let pace = pace.look(&store, &http_ended);
-        tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, webhooks, watch, pace)
-    };
-    tokio::select! {
-        (served, _) = async { tokio::join!(server, background) } => served,
-        () = store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
-    }
+    let (served, ()) = tokio::try_join!(server, engine.run(&config, background, &shutdown, &http_ended))?;
+    served
 }

@@ -20,10 +20,10 @@ pub(super) fn callback(app: &App, caller: &Caller, headers: &HeaderMap) -> Resul
         return Err(Error::bad_request("Callback-Url is there twice; an outcome is sent to one receiver"));
     }
     let text = value.to_str().map_err(|_| Error::bad_request("Callback-Url has characters that no URL has"))?;
-    if app.0.secrets.of(&caller.name).is_empty() {
+    if app.0.engine.secrets.of(&caller.name).is_empty() {
         return Err(refused("there is no secret here to sign webhooks with (webhooks.secrets)"));
     }
-    let url = app.0.targets.check(text.trim()).map_err(refused)?;
+    let url = app.0.engine.targets.check(text.trim()).map_err(refused)?;
     Ok(Some(Callback { url: url.into(), base_url: app.base_url(headers) }))
 }
 
@@ -109,7 +109,9 @@ impl App {
     /// What became of the webhooks of `operation`, if its caller wanted any.
     pub(super) async fn deliveries(&self, operation: &Operation) -> Result<Vec<DeliveryView>, StoreError> {
         match operation.callback {
-            Some(_) => Ok(self.0.store.webhooks(operation.id).await?.into_iter().map(DeliveryView::from).collect()),
+            Some(_) => {
+                Ok(self.0.engine.store.webhooks(operation.id).await?.into_iter().map(DeliveryView::from).collect())
+            }
             None => Ok(Vec::new()),
         }
     }

@@ -22,7 +22,7 @@ pub(super) async fn cancel(
 ) -> Result<Response, Error> {
     let (operation, change) = apply(&app, &caller, &id, Event::Cancel).await?;
     if change == Change::CancelRequested {
-        app.0.gateway.cancel(&operation);
+        app.0.engine.gateway.cancel(&operation);
     }
     let status = if operation.has_ended() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(located(&app, status, &operation, &headers))
@@ -38,7 +38,7 @@ pub(super) async fn retry(
 ) -> Result<Response, Error> {
     let operation = super::operations::find(&app, &caller, &id).await?;
     // A kind that is no longer configured may still be retried.
-    let of_kind = app.0.kinds.get(&operation.kind).map_or(app.0.timeout, |kind| kind.timeout);
+    let of_kind = app.0.engine.kinds.get(&operation.kind).map_or(app.0.timeout, |kind| kind.timeout);
     let timeout = timeout(&headers, of_kind, app.0.timeout_max)?;
     let (operation, change) = apply(&app, &caller, &id, Event::Retry { timeout }).await?;
     match (change, operation.retry_refused(Timestamp::now(), app.0.retry_window)) {
@@ -51,10 +51,10 @@ pub(super) async fn retry(
 
 async fn apply(app: &App, caller: &Caller, id: &str, event: Event) -> Result<(Operation, Change), Error> {
     let id = parse_id(id)?;
-    let applied = app.0.store.apply_in(caller.scope(), id, event, Timestamp::now()).await?;
+    let applied = app.0.engine.store.apply_in(caller.scope(), id, event, Timestamp::now()).await?;
     let Some(applied) = applied else { return Err(app.missing(caller, id).await) };
     if applied.change != Change::None {
-        app.0.gateway.changed(&applied.operation, &applied.change);
+        app.0.engine.gateway.changed(&applied.operation, &applied.change);
     }
     Ok((applied.operation, applied.change))
 }

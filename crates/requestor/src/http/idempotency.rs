@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The longest key, in bytes: it is stored and indexed. A UUID has 36.
-const KEY_BYTES_MAX: usize = 255;
+pub(crate) const KEY_BYTES_MAX: usize = 255;
 
 /// The key of a request, if it has one; `parts` are what makes the request this one.
 pub(super) fn key(headers: &HeaderMap, parts: &[&[u8]]) -> Result<Option<IdempotencyKey>, Error> {
@@ -41,7 +41,7 @@ fn read(value: &str) -> Option<String> {
 }
 
 /// Each part with its length, so that no two requests have the same parts in a row.
-fn fingerprint(parts: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn fingerprint(parts: &[&[u8]]) -> Vec<u8> {
     let mut context = Context::new(&SHA256);
     for part in parts {
         context.update(&part.len().to_be_bytes());
@@ -86,7 +86,7 @@ impl Drop for Answering {
 }
 
 /// The key was used for another request.
-pub(super) fn reused() -> Error {
+pub(crate) fn reused() -> Error {
     let detail = "this Idempotency-Key was used for a request with another kind, body, priority, Operation-Timeout or Callback-Url";
     Problem::new("idempotency-key-reused", 422, "Idempotency-Key is already used", detail).into()
 }

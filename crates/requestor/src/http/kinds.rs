@@ -105,22 +105,22 @@ struct ProviderView {
 /// `GET /v1/kinds`: all kinds, by name.
 pub(super) async fn list(State(app): State<App>, _: Caller) -> Response {
     let now = Timestamp::now();
-    let described = app.0.kinds.names().into_iter().filter_map(|name| app.0.kinds.describe(&name));
+    let described = app.0.engine.kinds.names().into_iter().filter_map(|name| app.0.engine.kinds.describe(&name));
     Json(KindPage { kinds: described.map(|kind| app.kind_view(kind, now, false)).collect() }).into_response()
 }
 
 /// `GET /v1/kinds/{kind}`: one kind, with its providers.
 pub(super) async fn show(State(app): State<App>, _: Caller, Name(name): Name) -> Result<Response, Error> {
-    let kind = app.0.kinds.describe(&name).ok_or_else(|| app.0.kinds.no_such_kind(&name))?;
+    let kind = app.0.engine.kinds.describe(&name).ok_or_else(|| app.0.engine.kinds.no_such_kind(&name))?;
     Ok(Json(app.kind_view(kind, Timestamp::now(), true)).into_response())
 }
 
 impl App {
     fn kind_view(&self, kind: Description, now: Timestamp, with_providers: bool) -> KindView {
-        let seen = |name: &String| self.0.kinds.providers(name, now).0;
+        let seen = |name: &String| self.0.engine.kinds.providers(name, now).0;
         // A pipeline is served if each of its steps is.
         let providers_seen = kind.steps.iter().map(seen).min().unwrap_or_else(|| seen(&kind.name));
-        let plain = kind.steps.iter().chain([&kind.name]).any(|name| self.0.kinds.queue(name).is_some());
+        let plain = kind.steps.iter().chain([&kind.name]).any(|name| self.0.engine.kinds.queue(name).is_some());
         let served = kind.announced.map(|announced| {
             let newest = announced.providers.get(&announced.known.instance);
             let effect = newest.and_then(|provider| provider.effect);
@@ -140,7 +140,7 @@ impl App {
         });
         KindView {
             live: (!plain).then_some(providers_seen > 0),
-            queue: self.0.kinds.queue(&kind.name).map(str::to_owned),
+            queue: self.0.engine.kinds.queue(&kind.name).map(str::to_owned),
             kind: kind.name,
             configured: kind.configured,
             providers_seen,

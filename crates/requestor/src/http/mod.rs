@@ -6,7 +6,7 @@ mod control;
 mod error;
 mod etag;
 mod events;
-mod idempotency;
+pub(crate) mod idempotency;
 mod kinds;
 mod operations;
 mod pages;
@@ -19,13 +19,9 @@ pub(crate) mod view;
 use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
 use crate::contract;
-use crate::gateway::Gateway;
-use crate::kinds::Kinds;
+use crate::engine::Engine;
 use crate::operation::Operation;
-use crate::pace::Pace;
-use crate::store::{Store, StoreError};
-use crate::watch::{Subject, Watch};
-use crate::webhook::{Secrets, Targets};
+use crate::store::StoreError;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -43,12 +39,8 @@ use shared::message::OperationId;
 use shared::problem::Problem;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 pub(crate) use view::OperationView;
-
-/// A waiter reads the record at least this often, in case a wake-up is lost.
-const WAIT_POLL: Duration = Duration::from_secs(2);
 
 /// What the handlers need.
 #[derive(Clone, Debug)]
@@ -63,25 +55,13 @@ struct Inner {
     unconfirmed: Duration,
     callers: Callers,
     being_answered: BeingAnswered,
-    kinds: Kinds,
-    store: Store,
-    gateway: Gateway,
-    watch: Watch,
-    pace: Pace,
+    engine: Engine,
     pages: SharedPages,
-    secrets: Arc<Secrets>,
-    targets: Arc<Targets>,
     shutdown: CancellationToken,
 }
 
 impl App {
-    pub(crate) fn new(
-        config: &Config,
-        kinds: Kinds,
-        (store, gateway, watch, pace): (Store, Gateway, Watch, Pace),
-        (secrets, targets): (Arc<Secrets>, Arc<Targets>),
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(config: &Config, engine: Engine, shutdown: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             http: config.http.clone(),
             timeout: config.operations.timeout,
@@ -90,14 +70,8 @@ impl App {
             unconfirmed: config.redrive.unconfirmed,
             callers: Callers::new(&config.callers, &config.quotas, &config.http),
             being_answered: BeingAnswered::default(),
-            kinds,
-            store,
-            gateway,
-            watch,
-            pace,
+            engine,
             pages: SharedPages::default(),
-            secrets,
-            targets,
             shutdown,
         }))
     }
@@ -112,7 +86,7 @@ impl App {
         let slot = if wait.is_zero() { None } else { self.0.callers.waiter(caller).ok() };
         match slot {
             Some(slot) => Ok((self.wait_in(slot, caller, id, wait).await?, true)),
-            None => Ok((self.0.store.get(caller.scope(), id).await?, false)),
+            None => Ok((self.0.engine.store.get(caller.scope(), id).await?, false)),
         }
     }
 
@@ -124,26 +98,12 @@ impl App {
         id: OperationId,
         wait: Duration,
     ) -> Result<Option<Operation>, StoreError> {
-        let until = Instant::now() + wait;
-        // Subscribed before reading, so that no change in between is missed.
-        let mut changes = self.0.watch.subscribe(Subject::Operation(id));
-        loop {
-            let operation = self.0.store.get(caller.scope(), id).await?;
-            let ended = operation.as_ref().is_none_or(Operation::has_ended);
-            if ended || Instant::now() >= until || self.0.shutdown.is_cancelled() {
-                return Ok(operation);
-            }
-            tokio::select! {
-                () = changes.changed() => {}
-                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
-                () = self.0.shutdown.cancelled() => {}
-            }
-        }
+        self.0.engine.wait(&caller.scope(), id, wait, &self.0.shutdown).await
     }
 
     /// Why there is no operation of that id for the caller. It makes no difference whether it is another's, or never was.
     async fn missing(&self, caller: &Caller, id: OperationId) -> Error {
-        match self.0.store.was_forgotten(caller.scope(), id).await {
+        match self.0.engine.store.was_forgotten(caller.scope(), id).await {
             Ok(true) => Error::gone(),
             Ok(false) => Error::not_found(),
             Err(error) => error.into(),
@@ -173,7 +133,7 @@ impl App {
 
 /// All routes.
 pub(crate) fn router(app: App, config: &Config) -> Router {
-    let broker = app.0.gateway.subscribe();
+    let broker = app.0.engine.gateway.subscribe();
     let contract = contract::routes(config);
     Router::new()
         .route("/v1/requests/{kind}", post(requests::submit))

@@ -67,7 +67,7 @@ pub(super) async fn result(State(app): State<App>, caller: Caller, Name(id): Nam
         return app.outcome_response(&caller, &operation).await;
     }
     let problem = Problem::new("not-finished", 404, "Not finished", "the operation has no result yet");
-    Err(Error { problem, retry_after_seconds: Some(app.0.pace.retry_after(&operation, Timestamp::now())) })
+    Err(Error { problem, retry_after_seconds: Some(app.0.engine.pace.retry_after(&operation, Timestamp::now())) })
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,13 +105,14 @@ pub(super) async fn list(
         before: query.page_token.as_deref().map(|token| pages.read(token)).transpose()?,
         limit: size + 1,
     };
-    let mut found = app.0.store.list(caller.scope(), filter).await?;
+    let mut found = app.0.engine.store.list(caller.scope(), filter).await?;
     let more = found.len() > size;
     found.truncate(size);
     let next = found.last().filter(|_| more).map(|last| pages.token(last.id));
     let urls: Vec<_> = found.iter().map(|operation| app.operation_url(&headers, operation.id)).collect();
-    let view =
-        |(operation, url): (_, &String)| OperationView::new(operation, url).with_providers(&app.0.kinds, operation);
+    let view = |(operation, url): (_, &String)| {
+        OperationView::new(operation, url).with_providers(&app.0.engine.kinds, operation)
+    };
     let operations = found.iter().zip(&urls).map(view).collect();
     let page = OperationPage { operations, next_page_token: next.as_deref() };
     let mut response = Json(page).into_response();
@@ -150,7 +151,7 @@ fn status_filter(given: &str) -> Result<&'static str, Error> {
 
 pub(super) async fn find(app: &App, caller: &Caller, id: &str) -> Result<Operation, Error> {
     let id = parse_id(id)?;
-    match app.0.store.get(caller.scope(), id).await? {
+    match app.0.engine.store.get(caller.scope(), id).await? {
         Some(operation) => Ok(operation),
         None => Err(app.missing(caller, id).await),
     }

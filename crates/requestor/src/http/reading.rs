@@ -62,7 +62,7 @@ impl Given {
         if priority.is_some_and(|priority| priority > 9) {
             return Err(Error::bad_request("priority is a number from 0 to 9"));
         }
-        let kind = app.0.kinds.get(&name)?;
+        let kind = app.0.engine.kinds.get(&name)?;
         require_json(&headers)?;
         let timeout = timeout(&headers, kind.timeout, app.0.timeout_max)?;
         let callback = callback(app, caller, &headers)?;

@@ -12,7 +12,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use shared::crash;
 use shared::http::problem_response;
 use shared::problem::Problem;
 use std::time::Duration;
@@ -88,20 +87,14 @@ async fn accept(app: &App, caller: &Caller, submission: Submission) -> Result<(O
     let answering = key.as_ref().map(|key| app.0.being_answered.begin(caller, key)).transpose()?;
     let quotas = app.0.callers.quotas(caller);
     let room = Room { open_max: quotas.open_max, bytes_max: quotas.bytes_max };
-    let new = NewOperation { operation: operation.clone(), request: content.clone(), key, room };
-    crash::point("requestor.create");
-    match app.0.store.create(new).await.map_err(not_accepted)? {
-        Created::New => {}
-        Created::Before(operation) => return Ok((*operation, answering)),
-        Created::OtherPayload => return Err(idempotency::reused()),
-        Created::TooManyOpen => return Err(Error::over_quota("open", quotas.open_max, OPEN_AGAIN_SECONDS)),
-        Created::TooManyBytes => return Err(Error::over_quota("bytes", quotas.bytes_max, BYTES_AGAIN_SECONDS)),
+    let new = NewOperation { operation: operation.clone(), request: content, key, room };
+    match app.0.engine.accept(new).await.map_err(not_accepted)? {
+        Created::New => Ok((operation, answering)),
+        Created::Before(operation) => Ok((*operation, answering)),
+        Created::OtherPayload => Err(idempotency::reused()),
+        Created::TooManyOpen => Err(Error::over_quota("open", quotas.open_max, OPEN_AGAIN_SECONDS)),
+        Created::TooManyBytes => Err(Error::over_quota("bytes", quotas.bytes_max, BYTES_AGAIN_SECONDS)),
     }
-    crash::point("requestor.created");
-    metrics::counter!("arr_operations_accepted_total", "kind" => operation.kind.clone()).increment(1);
-    app.0.gateway.dispatch(&operation, content, Timestamp::now());
-    crash::point("requestor.accepted");
-    Ok((operation, answering))
 }
 
 /// The request is accepted whatever happens now: a store that cannot be read leaves it at 202.
@@ -146,7 +139,7 @@ fn not_in_time(app: &App, operation: &Operation, headers: &HeaderMap) -> Respons
     let detail = "the request was accepted and is still carried out; its outcome will be at the URL in operation";
     let problem = Problem::new("not-in-time", 504, "No outcome yet", detail).with("operation", url.as_str());
     let mut response = problem_response(&problem);
-    let seconds = app.0.pace.retry_after(operation, Timestamp::now());
+    let seconds = app.0.engine.pace.retry_after(operation, Timestamp::now());
     response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     insert(&mut response, header::LINK, &format!("<{url}>; rel=\"status\""));
     insert(&mut response, OPERATION_LOCATION, &url);

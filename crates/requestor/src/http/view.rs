@@ -181,14 +181,14 @@ impl App {
     ) -> Response {
         let url = self.operation_url(headers, operation.id);
         let view = OperationView::new(operation, &url);
-        let view = view.with_deliveries(deliveries).with_providers(&self.0.kinds, operation);
+        let view = view.with_deliveries(deliveries).with_providers(&self.0.engine.kinds, operation);
         let body = Bytes::from(serde_json::to_vec(&view).unwrap_or_default());
         let mut response = (status, [(header::CONTENT_TYPE, message::JSON)], body.clone()).into_response();
         if status == StatusCode::OK {
             etag::mark(&mut response, &body);
         }
         if !operation.has_ended() {
-            let seconds = self.0.pace.retry_after(operation, Timestamp::now());
+            let seconds = self.0.engine.pace.retry_after(operation, Timestamp::now());
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         insert(&mut response, OPERATION_LOCATION, &url);
@@ -200,7 +200,7 @@ impl App {
         if let Some(problem) = operation.error() {
             return Ok(problem_response(problem));
         }
-        match self.0.store.result(caller.scope(), operation.id).await? {
+        match self.0.engine.store.result(caller.scope(), operation.id).await? {
             Some(content) => Ok(content_response(content)),
             None => Err(self.missing(caller, operation.id).await),
         }

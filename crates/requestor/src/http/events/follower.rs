@@ -62,7 +62,7 @@ impl Follower {
             Log::Operation(id) => Subject::Operation(id),
             Log::All => Subject::All(scope.clone()),
         };
-        let subscription = app.0.watch.subscribe(subject);
+        let subscription = app.0.engine.watch.subscribe(subject);
         let (app, base_url) = (app.clone(), app.base_url(headers));
         Self { app, scope, log, base_url, after, subscription, reading: None, idle_until: None, ended: false }
     }
@@ -102,7 +102,7 @@ impl Follower {
         }
         let key = (self.scope.clone(), self.log, after, self.subscription.wake());
         let inner = &self.app.0;
-        let reading = inner.pages.read(&inner.store, key, inner.http.streams.behind_max);
+        let reading = inner.pages.read(&inner.engine.store, key, inner.http.streams.behind_max);
         let read = self.reading.insert(reading).clone().await?;
         Ok(match read {
             Read::Events { piece, last, ended } => {
@@ -124,7 +124,9 @@ impl Follower {
 
     /// The whole log follows, unless it is too long.
     async fn snapshot_of_one(&mut self, id: OperationId, reason: Reason) -> Result<Next, StoreError> {
-        let Some(operation) = self.app.0.store.get(self.scope.clone(), id).await? else { return Ok(Next::Forgotten) };
+        let Some(operation) = self.app.0.engine.store.get(self.scope.clone(), id).await? else {
+            return Ok(Next::Forgotten);
+        };
         let url = format!("{}/v1/operations/{id}", self.base_url);
         let position = (reason == Reason::Behind).then_some(operation.events.into());
         self.after = Some(position.unwrap_or_default());
@@ -134,7 +136,7 @@ impl Follower {
     /// What is open now; what happens from now on follows.
     async fn snapshot_of_all(&mut self, reason: Reason) -> Result<Next, StoreError> {
         let limit = self.app.0.http.page_size_max;
-        let open = self.app.0.store.open_operations(self.scope.clone(), limit).await?;
+        let open = self.app.0.engine.store.open_operations(self.scope.clone(), limit).await?;
         let url = |id| format!("{}/v1/operations/{id}", self.base_url);
         let urls: Vec<_> = open.operations.iter().map(|operation| url(operation.id)).collect();
         let views = open.operations.iter().zip(&urls).map(|(operation, url)| OperationView::new(operation, url));

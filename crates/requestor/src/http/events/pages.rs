@@ -38,7 +38,7 @@ pub(super) async fn of_operation(
     headers: &HeaderMap,
 ) -> Result<Response, Error> {
     let size = app.page_size(query.page_size);
-    let log = app.0.store.operation_log(caller.scope(), id, query.after.unwrap_or_default(), size + 1).await?;
+    let log = app.0.engine.store.operation_log(caller.scope(), id, query.after.unwrap_or_default(), size + 1).await?;
     let mut events = log.ok_or_else(Error::not_found)?.events;
     let more = events.len() > size;
     events.truncate(size);
@@ -56,7 +56,8 @@ pub(super) async fn of_all(
     headers: &HeaderMap,
 ) -> Result<Response, Error> {
     let size = app.page_size(query.page_size);
-    let mut log = app.0.store.log_of_all(caller.scope(), query.after.unwrap_or_default(), (size + 1, None)).await?;
+    let mut log =
+        app.0.engine.store.log_of_all(caller.scope(), query.after.unwrap_or_default(), (size + 1, None)).await?;
     let more = log.events.len() > size;
     log.events.truncate(size);
     let next = log.events.last().filter(|_| more).map(|last| last.sequence);

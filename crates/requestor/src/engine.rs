@@ -1,0 +1,138 @@
+//! Accepts operations and drives each to its outcome, whoever asks: the HTTP side, or the program that this is part of.
+
+use crate::config::Config;
+use crate::gateway::{Gateway, Queues};
+use crate::kinds::Kinds;
+use crate::operation::Operation;
+use crate::pace::Pace;
+use crate::store::{Created, NewOperation, Scope, Store, StoreError};
+use crate::sweeper;
+use crate::watch::{Subject, Watch};
+use crate::webhook::{Deliverer, Secrets, Targets};
+use anyhow::Context;
+use jiff::Timestamp;
+use shared::crash;
+use shared::message::OperationId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// A waiter reads the record at least this often, in case a wake-up is lost.
+const WAIT_POLL: Duration = Duration::from_secs(2);
+
+/// All but a face. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    pub(crate) kinds: Kinds,
+    pub(crate) store: Store,
+    pub(crate) gateway: Gateway,
+    pub(crate) watch: Watch,
+    pub(crate) pace: Pace,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) targets: Arc<Targets>,
+}
+
+/// What an engine does beside accepting, for [`Engine::run`].
+#[derive(Debug)]
+pub(crate) struct Background {
+    queues: Queues,
+    deliverer: Option<Deliverer>,
+}
+
+impl Engine {
+    /// Opens the store, and makes all the rest.
+    ///
+    /// # Errors
+    /// What keeps it from starting.
+    pub(crate) async fn open(config: &Config, kinds: Kinds) -> anyhow::Result<(Self, Background)> {
+        shared::telemetry::init_metrics();
+        let watch = Watch::default();
+        let committed = watch.clone();
+        let committed = move |changes| committed.notify(changes);
+        let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
+        kinds.restore(store.announced().await.context("store")?);
+        kinds.check_references()?;
+        let bounds = (config.http.retry_after_min, config.http.retry_after_max);
+        let pace = Pace::new(kinds.clone(), bounds);
+        pace.warm_up(&store).await.context("store")?;
+        let (gateway, queues) = Gateway::new(config, kinds.clone(), store.clone(), pace.clone());
+        let targets = Arc::new(Targets::new(&config.webhooks)?);
+        let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
+        let webhooks = (Arc::clone(&secrets), Arc::clone(&targets));
+        let deliverer = Deliverer::new(&config.webhooks, webhooks, store.clone()).context("webhooks")?;
+        let engine = Self { kinds, store, gateway, watch, pace, secrets, targets };
+        Ok((engine, Background { queues, deliverer }))
+    }
+
+    /// Drives operations until `ended`, when nothing more is accepted; webhooks are begun until `shutdown` only.
+    ///
+    /// # Errors
+    /// That the store can no longer be trusted.
+    pub(crate) async fn run(
+        &self,
+        config: &Config,
+        background: Background,
+        shutdown: &CancellationToken,
+        ended: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Background { queues, deliverer } = background;
+        let work = async {
+            let webhooks = async {
+                if let Some(deliverer) = &deliverer {
+                    deliverer.run(shutdown).await;
+                }
+            };
+            let sweeper = sweeper::run(&self.store, &self.gateway, config, ended);
+            let watch = ended.run_until_cancelled(self.watch.run());
+            let pace = self.pace.look(&self.store, ended);
+            tokio::join!(self.gateway.run(config, queues, ended), sweeper, webhooks, watch, pace)
+        };
+        tokio::select! {
+            _ = work => Ok(()),
+            () = self.store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
+        }
+    }
+
+    /// Stores a request, and sends it if it is new.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then nothing was accepted.
+    pub(crate) async fn accept(&self, new: NewOperation) -> Result<Created, StoreError> {
+        let (operation, content) = (new.operation.clone(), new.request.clone());
+        crash::point("requestor.create");
+        let created = self.store.create(new).await?;
+        if created == Created::New {
+            crash::point("requestor.created");
+            metrics::counter!("arr_operations_accepted_total", "kind" => operation.kind.clone()).increment(1);
+            self.gateway.dispatch(&operation, content, Timestamp::now());
+            crash::point("requestor.accepted");
+        }
+        Ok(created)
+    }
+
+    /// The operation when it has ended, or when `wait` is over or `shutdown` begins, whichever is first.
+    pub(crate) async fn wait(
+        &self,
+        scope: &Scope,
+        id: OperationId,
+        wait: Duration,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Operation>, StoreError> {
+        let until = Instant::now() + wait;
+        // Subscribed before reading, so that no change in between is missed.
+        let mut changes = self.watch.subscribe(Subject::Operation(id));
+        loop {
+            let operation = self.store.get(scope.clone(), id).await?;
+            let ended = operation.as_ref().is_none_or(Operation::has_ended);
+            if ended || Instant::now() >= until || shutdown.is_cancelled() {
+                return Ok(operation);
+            }
+            tokio::select! {
+                () = changes.changed() => {}
+                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+}
