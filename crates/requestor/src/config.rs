@@ -32,6 +32,7 @@ pub struct Config {
     pub group: String,
     pub http: HttpConfig,
     pub broker: BrokerConfig,
+    pub calls: CallsConfig,
     pub replies: RepliesConfig,
     pub announcements: AnnouncementsConfig,
     pub store: StoreConfig,
@@ -91,6 +92,14 @@ pub struct StreamsConfig {
 pub struct RepliesConfig {
     #[serde(deserialize_with = "list")]
     pub users: Vec<String>,
+}
+
+/// The section `[calls]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct CallsConfig {
+    pub in_flight_max: usize,
 }
 
 /// The section `[announcements]`.

@@ -15,6 +15,12 @@ pub const CONTROL: &str = "arr.control";
 /// Dead letters: direct exchange, routing key = kind.
 pub const DEAD: &str = "arr.dead";
 
+/// Calls: direct exchange, routing key = kind. A call may be lost, and is not worth a quorum queue.
+pub const CALL: &str = "arr.call";
+/// Where the reply to a call goes: straight to the connection that asked, through the default exchange. What begins so
+/// names no queue, so a call cannot direct its reply into one.
+pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
+
 /// What providers serve: fanout exchange, to all instances of all requestor groups.
 pub const ANNOUNCE: &str = "arr.announce";
 
@@ -26,6 +32,11 @@ const DELIVERY_LIMIT_NONE: i32 = 1_000_000;
 const REQUESTS_MAX: i32 = 1_000_000;
 /// Progress reports that wait at most; beyond that the oldest are dropped.
 const PROGRESS_MAX: i32 = 10_000;
+/// Calls of one kind that wait at most; beyond that the oldest are dropped, whose callers have waited longest.
+const CALLS_MAX: i32 = 100_000;
+/// How long calls are taken for a kind that nobody serves: a provider that is started again is not missed, and then
+/// callers are told at once.
+const CALL_QUEUE_EXPIRES_MS: i32 = 60_000;
 /// Announcements that wait for one requestor at most; beyond that the oldest are dropped. Each comes again.
 const ANNOUNCEMENTS_MAX: i32 = 10_000;
 
@@ -70,6 +81,12 @@ pub fn announcement_queue(group: &str, instance: &str) -> String {
 #[must_use]
 pub fn dead_queue(kind: &str) -> String {
     format!("arr.dead.{kind}")
+}
+
+/// The queue that holds calls of `kind`.
+#[must_use]
+pub fn call_queue(kind: &str) -> String {
+    format!("arr.call.{kind}")
 }
 
 /// Whether `name` may name a group: lower-case letters, digits and hyphens, 63 at most.
@@ -190,6 +207,16 @@ pub fn request_arguments(kind: &str) -> FieldTable {
     arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
     arguments.insert("x-overflow".into(), text("reject-publish"));
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(REQUESTS_MAX));
+    arguments
+}
+
+/// The arguments of a queue of calls: a classic one, which takes half of what a quorum queue costs.
+#[must_use]
+pub fn call_arguments() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("classic"));
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(CALLS_MAX));
+    arguments.insert("x-expires".into(), AMQPValue::LongInt(CALL_QUEUE_EXPIRES_MS));
     arguments
 }
 

@@ -1,4 +1,5 @@
 use super::PublishQueue;
+use super::line::Line;
 use crate::config::{SecretUrl, duration};
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -71,6 +72,11 @@ fn uri(host: &SecretUrl) -> anyhow::Result<AMQPUri> {
     Ok(uri)
 }
 
+async fn within<T>(limit: Duration, connecting: impl Future<Output = T>) -> anyhow::Result<T> {
+    let connected = tokio::time::timeout(limit, connecting).await;
+    connected.with_context(|| format!("no connection within {}", humantime::format_duration(limit)))
+}
+
 /// What is known of the broker, for readiness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -115,9 +121,7 @@ impl Session {
             Connection::connect_uri(uri.clone(), properties)
         };
         let both = async { futures_util::try_join!(connect("publish"), connect("consume")) };
-        let (publish, consume) = tokio::time::timeout(config.connect_timeout, both).await.with_context(|| {
-            format!("no connection within {}", humantime::format_duration(config.connect_timeout))
-        })??;
+        let (publish, consume) = within(config.connect_timeout, both).await??;
         Ok(Self { publish, consume, user, opened: Instant::now(), status })
     }
 
@@ -217,13 +221,32 @@ impl<'a> Supervisor<'a> {
         loop {
             let opening = Session::open(self.config, self.host(), &self.name, self.status.clone());
             match self.shutdown.run_until_cancelled(opening).await? {
-                Ok(session) => {
-                    tracing::info!(broker = %self.host(), "connected");
-                    return Some(session);
-                }
+                Ok(session) => return Some(self.connected(session)),
                 Err(error) => self.away(&error).await,
             }
         }
+    }
+
+    /// A line that `prepare` has declared and consumed on, however long it takes to get one; none after the shutdown.
+    pub async fn line(&mut self, prepare: impl AsyncFn(&mut Line) -> anyhow::Result<()>) -> Option<Line> {
+        loop {
+            let opening = async {
+                let uri = uri(self.host())?;
+                let mut line = Line::open(&uri, &self.name).await?;
+                prepare(&mut line).await?;
+                anyhow::Ok(line)
+            };
+            let opening = async { within(self.config.connect_timeout, opening).await? };
+            match self.shutdown.run_until_cancelled(opening).await? {
+                Ok(line) => return Some(self.connected(line)),
+                Err(error) => self.away(&error).await,
+            }
+        }
+    }
+
+    fn connected<T>(&self, opened: T) -> T {
+        tracing::info!(broker = %self.host(), "connected");
+        opened
     }
 
     /// Runs `serve`, which uses `session`, until it returns or the session is lost.
@@ -245,17 +268,23 @@ impl<'a> Supervisor<'a> {
     /// Closes `session`, which ended with `result`, and pauses unless it came to its end. Returns whether it did,
     /// as it does after the shutdown.
     pub async fn close(&mut self, session: Session, result: anyhow::Result<()>) -> bool {
-        if session.opened.elapsed() > self.config.reconnect_max {
-            (self.failures, self.pause) = (0, RECONNECT_MIN);
-        }
+        let held = session.opened.elapsed();
         session.close().await;
         match result {
             Ok(()) => true,
             Err(error) => {
-                self.away(&error).await;
+                self.lost(held, &error).await;
                 false
             }
         }
+    }
+
+    /// Pauses after a session or line that `held` for so long and ended with `error`.
+    pub async fn lost(&mut self, held: Duration, error: &anyhow::Error) {
+        if held > self.config.reconnect_max {
+            (self.failures, self.pause) = (0, RECONNECT_MIN);
+        }
+        self.away(error).await;
     }
 
     fn host(&self) -> &SecretUrl {
