@@ -37,6 +37,7 @@ mod quotas;
 mod retries;
 mod retry_after;
 mod revisits;
+mod rpc;
 mod stand_in;
 mod store;
 mod validation;

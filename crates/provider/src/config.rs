@@ -45,6 +45,7 @@ pub struct Config {
     #[serde(with = "duration")]
     pub lease: Duration,
     pub replies: RepliesConfig,
+    pub calls: CallsConfig,
     pub progress: ProgressConfig,
     pub announcements: AnnouncementsConfig,
     pub http: HttpConfig,
@@ -65,6 +66,14 @@ pub struct Config {
 #[expect(missing_docs, reason = "the annotated file describes each key")]
 pub struct RepliesConfig {
     pub foreign: bool,
+}
+
+/// The section `[calls]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the annotated file describes each key")]
+pub struct CallsConfig {
+    pub prefetch: u16,
 }
 
 /// The section `[progress]`.

@@ -23,7 +23,8 @@ pub struct Context {
     attempt: u32,
     deadline: Option<Timestamp>,
     cancelled: CancellationToken,
-    reports: watch::Sender<Report>,
+    /// None if nobody can be told.
+    reports: Option<watch::Sender<Report>>,
     claim: Option<Claim>,
 }
 
@@ -40,9 +41,19 @@ impl Context {
             attempt: request.attempt,
             deadline: request.deadline,
             cancelled,
-            reports,
+            reports: Some(reports),
             claim,
         }
+    }
+
+    /// The context of a call, of which nothing is reported.
+    pub(crate) fn of_call(
+        correlation_id: String,
+        identity: String,
+        deadline: Option<Timestamp>,
+        cancelled: CancellationToken,
+    ) -> Self {
+        Self { correlation_id, identity, attempt: 1, deadline, cancelled, reports: None, claim: None }
     }
 
     /// The operation's id, or a foreign client's correlation id.
@@ -104,8 +115,9 @@ impl Context {
     /// Says how far the work is, 0 to 100, and what is being done, in at most 256 bytes. Call it as often as you
     /// like: the worker sends the newest report at the pace of `progress.interval`.
     pub fn progress(&self, percent: f64, message: impl Into<String>) {
+        let Some(reports) = &self.reports else { return };
         let mut message = message.into();
         message.truncate(message.floor_char_boundary(PROGRESS_MESSAGE_BYTES_MAX));
-        self.reports.send_replace(Report { percent: Some(percent), message: Some(message) });
+        reports.send_replace(Report { percent: Some(percent), message: Some(message) });
     }
 }

@@ -180,7 +180,7 @@ impl Provider {
         let routes = shared::http::health_routes(status.subscribe());
         let name = format!("provider {}", config.group);
         let ended = CancellationToken::new();
-        let work = async {
+        let sessions = async {
             let mut supervisor = Supervisor::new(&config.broker, name, &status, &shutdown);
             while let Some(session) = supervisor.open().await {
                 let result = supervisor.guard(&session, Box::pin(worker.serve(&session, &mut queue))).await;
@@ -188,6 +188,9 @@ impl Provider {
                     break;
                 }
             }
+        };
+        let work = async {
+            tokio::join!(Box::pin(sessions), Box::pin(worker.serve_calls()));
             ended.cancel();
         };
         let health = shared::http::serve(listener, routes, &config.http.limits, &config.http.tls, &ended);

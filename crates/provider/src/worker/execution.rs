@@ -145,7 +145,7 @@ fn ended(request: &Request, joined: Result<Result<Content, Failure>, JoinError>)
     }
 }
 
-async fn sleep_until_or_forever(until: Option<Instant>) {
+pub(super) async fn sleep_until_or_forever(until: Option<Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,

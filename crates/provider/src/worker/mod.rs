@@ -1,6 +1,7 @@
 //! Service Activator: takes deliveries, runs handlers, and settles a request only after its reply is confirmed.
 
 pub(crate) mod announcing;
+mod calls;
 mod control;
 mod effects;
 mod execution;

@@ -14,12 +14,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connects, serves, and connects again until `stop`.
 pub(super) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
     let mut supervisor = Supervisor::new(&shared.config.broker, "requestor calls".into(), &shared.status, &stop);
-    let prepare = async |line: &mut Line| {
-        // So that a call before the first provider is returned and no error.
-        line.declare_exchange(CALL).await?;
-        line.consume(DIRECT_REPLY, "replies", None).await
-    };
-    while let Some(line) = supervisor.line(prepare).await {
+    while let Some(line) = supervisor.line().await {
         let opened = line.opened;
         let error = serve(&shared, line, &stop).await;
         shared.calls.interrupt(&format!("{error:#}"));
@@ -34,7 +29,15 @@ pub(super) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 /// Sends calls and takes replies until the line is over, and why it is.
-async fn serve(shared: &Shared, line: Line, stop: &CancellationToken) -> anyhow::Error {
+async fn serve(shared: &Shared, mut line: Line, stop: &CancellationToken) -> anyhow::Error {
+    let prepared = shared.config.broker.in_time(async {
+        // So that a call before the first provider is returned, and is no error of the connection's.
+        line.declare_exchange(CALL).await?;
+        line.consume(DIRECT_REPLY, "replies", None).await
+    });
+    if let Err(error) = prepared.await {
+        return error;
+    }
     let frame_max = line.frame_max();
     let (mut receiver, mut sender) = line.split(shared.config.broker.message_bytes_max);
     let calls = &shared.calls;

@@ -59,6 +59,16 @@ impl BrokerConfig {
         }
         Ok(())
     }
+
+    /// Awaits a part of connecting, though not for longer than `connect_timeout`.
+    ///
+    /// # Errors
+    /// Its own, or that it took too long.
+    pub async fn in_time<T>(&self, connecting: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let limit = self.connect_timeout;
+        let connected = tokio::time::timeout(limit, connecting).await;
+        connected.with_context(|| format!("no connection within {}", humantime::format_duration(limit)))?
+    }
 }
 
 /// The URL of one host as lapin wants it, with our heartbeat unless it names one, and `/` for an empty virtual host.
@@ -70,11 +80,6 @@ fn uri(host: &SecretUrl) -> anyhow::Result<AMQPUri> {
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
     Ok(uri)
-}
-
-async fn within<T>(limit: Duration, connecting: impl Future<Output = T>) -> anyhow::Result<T> {
-    let connected = tokio::time::timeout(limit, connecting).await;
-    connected.with_context(|| format!("no connection within {}", humantime::format_duration(limit)))
 }
 
 /// What is known of the broker, for readiness.
@@ -121,7 +126,7 @@ impl Session {
             Connection::connect_uri(uri.clone(), properties)
         };
         let both = async { futures_util::try_join!(connect("publish"), connect("consume")) };
-        let (publish, consume) = within(config.connect_timeout, both).await??;
+        let (publish, consume) = config.in_time(async { Ok(both.await?) }).await?;
         Ok(Self { publish, consume, user, opened: Instant::now(), status })
     }
 
@@ -227,16 +232,13 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// A line that `prepare` has declared and consumed on, however long it takes to get one; none after the shutdown.
-    pub async fn line(&mut self, prepare: impl AsyncFn(&mut Line) -> anyhow::Result<()>) -> Option<Line> {
+    /// A line, however long it takes to get one; none after the shutdown.
+    pub async fn line(&mut self) -> Option<Line> {
         loop {
             let opening = async {
                 let uri = uri(self.host())?;
-                let mut line = Line::open(&uri, &self.name).await?;
-                prepare(&mut line).await?;
-                anyhow::Ok(line)
+                self.config.in_time(Line::open(&uri, &self.name)).await
             };
-            let opening = async { within(self.config.connect_timeout, opening).await? };
             match self.shutdown.run_until_cancelled(opening).await? {
                 Ok(line) => return Some(self.connected(line)),
                 Err(error) => self.away(&error).await,

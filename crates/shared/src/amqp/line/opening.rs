@@ -80,6 +80,26 @@ impl Line {
         Ok(())
     }
 
+    /// Checks that messages may be published to the default exchange: if not, the broker says so before it answers what
+    /// is asked next.
+    ///
+    /// # Errors
+    /// That the line is over.
+    pub async fn check_default_exchange(&mut self) -> anyhow::Result<()> {
+        let message = codec::Outgoing {
+            exchange: b"",
+            routing_key: b"arr.nowhere",
+            mandatory: false,
+            properties: codec::Properties::default(),
+            body: b"",
+        };
+        let mut bytes = Vec::new();
+        codec::publish(&mut bytes, self.frame_max, &message);
+        self.write.write_all(&bytes).await?;
+        self.ask(1, AMQPClass::Basic(basic::AMQPMethod::Qos(basic::Qos { prefetch_count: 1, global: false }))).await?;
+        Ok(())
+    }
+
     /// Declares a durable direct exchange.
     ///
     /// # Errors
