@@ -134,13 +134,18 @@ impl Worker {
         for kind in kinds.values() {
             let queue = topology::call_queue(&kind.name);
             line.declare_queue(&queue, CALL, &kind.name, topology::call_arguments()).await?;
-            line.consume(&queue, &kind.name, Some(self.0.config.calls.prefetch)).await?;
+        }
+        line.prefetch(self.0.config.calls.prefetch).await?;
+        for kind in kinds.values() {
+            line.consume(&topology::call_queue(&kind.name), &kind.name, false).await?;
         }
         Ok(())
     }
 
     async fn calls_on(&self, mut line: Line, kinds: &Arc<HashMap<Vec<u8>, Kind>>) -> anyhow::Result<()> {
-        self.0.config.broker.in_time(self.take_calls(&mut line, kinds)).await?;
+        let preparing = self.0.config.broker.in_time(self.take_calls(&mut line, kinds));
+        let Some(prepared) = self.0.shutdown.run_until_cancelled(preparing).await else { return Ok(()) };
+        prepared?;
         let calls = Arc::new(Calls {
             worker: self.clone(),
             kinds: Arc::clone(kinds),

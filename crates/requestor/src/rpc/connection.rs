@@ -33,7 +33,7 @@ async fn serve(shared: &Shared, mut line: Line, stop: &CancellationToken) -> any
     let prepared = shared.config.broker.in_time(async {
         // So that a call before the first provider is returned, and is no error of the connection's.
         line.declare_exchange(CALL).await?;
-        line.consume(DIRECT_REPLY, "replies", None).await
+        line.consume(DIRECT_REPLY, "replies", true).await
     });
     if let Err(error) = prepared.await {
         return error;

@@ -96,8 +96,7 @@ impl Line {
         let mut bytes = Vec::new();
         codec::publish(&mut bytes, self.frame_max, &message);
         self.write.write_all(&bytes).await?;
-        self.ask(1, AMQPClass::Basic(basic::AMQPMethod::Qos(basic::Qos { prefetch_count: 1, global: false }))).await?;
-        Ok(())
+        self.prefetch(1).await
     }
 
     /// Declares a durable direct exchange.
@@ -149,21 +148,26 @@ impl Line {
         self.ask(1, AMQPClass::Queue(queue::AMQPMethod::Bind(bind))).await.map(drop)
     }
 
-    /// Consumes `queue` as `consumer`; with a `prefetch` deliveries are to be acknowledged, without they need not be.
-    /// The broker does not answer, since deliveries could come before that: what it has against it ends the line.
+    /// Has the broker deliver at most `prefetch` messages to each consumer before they are acknowledged.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn prefetch(&mut self, prefetch_count: u16) -> anyhow::Result<()> {
+        let qos = basic::Qos { prefetch_count, global: false };
+        self.ask(1, AMQPClass::Basic(basic::AMQPMethod::Qos(qos))).await.map(drop)
+    }
+
+    /// Consumes `queue` as `consumer`. This comes last, since deliveries may come at once and are taken by the line's
+    /// [`Receiver`](super::Receiver) only; so the broker does not answer, and what it has against it ends the line.
     ///
     /// # Errors
     /// That the line is over.
-    pub async fn consume(&mut self, queue: &str, consumer: &str, prefetch: Option<u16>) -> anyhow::Result<()> {
-        if let Some(prefetch_count) = prefetch {
-            let qos = basic::Qos { prefetch_count, global: false };
-            self.ask(1, AMQPClass::Basic(basic::AMQPMethod::Qos(qos))).await?;
-        }
+    pub async fn consume(&mut self, queue: &str, consumer: &str, no_ack: bool) -> anyhow::Result<()> {
         let consume = basic::Consume {
             queue: short(queue)?,
             consumer_tag: short(consumer)?,
             no_local: false,
-            no_ack: prefetch.is_none(),
+            no_ack,
             exclusive: false,
             nowait: true,
             arguments: FieldTable::default(),
