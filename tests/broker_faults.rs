@@ -288,6 +288,7 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     let mut ids = place(&caller, 5).await;
     placed_once(&caller, &ids, folder.path()).await;
 
+    broker.remembers_its_queues().await;
     broker.kill_and_restart(&host).await;
     ids.extend(place(&caller, 5).await);
     placed_once(&caller, &ids, folder.path()).await;
