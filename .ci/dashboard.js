@@ -17,10 +17,12 @@ const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
   const body = '{"greeting": "<img src=x onerror=document.title=1>"}';
   await page.getByLabel("Kind").selectOption("echo");
   await page.getByLabel("Request, as JSON").fill(body);
+  const accepted = page.waitForResponse((response) => response.status() === 202);
   await page.getByRole("button", { name: "Send" }).click();
-  const newest = page.locator("#operations tr", { hasText: "echo" }).first();
-  await newest.getByText("Succeeded").waitFor();
-  await newest.click();
+  const { id } = await (await accepted).json();
+  const row = page.locator(`#operations tr[data-id="${id}"]`);
+  await row.getByText("Succeeded").waitFor();
+  await row.click();
   await page.locator("dialog[open] #result").getByText(body).waitFor();
   assert.deepEqual(await page.locator("#log li").evaluateAll((all) => all.map((one) => one.textContent.match(/[a-z]+ /)[0])), ["created ", "succeeded "]);
   await page.getByRole("button", { name: "Close" }).click();
