@@ -57,15 +57,15 @@ async fn finish(pair: Pair, ids: &[String], others: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_queue_that_is_deleted_or_purged_under_load_is_filled_again() {
     let pair = impatient_pair().await;
-    let (connection, channel) = operator(&pair.host).await;
     let mut ids = Vec::new();
     for _ in 0..3 {
         ids.extend(place(&pair, 15).await);
+        let (_connection, channel) = operator(&pair.host).await;
         channel.queue_delete(REQUESTS.into(), QueueDeleteOptions::default()).await.unwrap();
         ids.extend(place(&pair, 15).await);
-        // A channel for each try: one on which it fails is closed.
+        // A connection for each try: a queue that has no leader yet costs it.
         eventually("the provider has declared the queue anew, and it is purged", async || {
-            let channel = connection.create_channel().await.unwrap();
+            let (_connection, channel) = operator(&pair.host).await;
             let purged = channel.queue_purge(REQUESTS.into(), QueuePurgeOptions::default()).await;
             purged.map(|_| ()).map_err(|error| error.to_string())
         })
@@ -288,6 +288,7 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     let mut ids = place(&caller, 5).await;
     placed_once(&caller, &ids, folder.path()).await;
 
+    broker.remembers_its_queues().await;
     broker.kill_and_restart(&host).await;
     ids.extend(place(&caller, 5).await);
     placed_once(&caller, &ids, folder.path()).await;

@@ -34,8 +34,13 @@ async fn everybody_can_read_the_documents_and_the_page_loads_nothing() {
     add(&mut pair, "ada", false);
     pair.start_requestor();
     pair.ready().await;
-    let root = pair.get("/").await;
-    assert_eq!((root.status().as_u16(), &root.headers()["location"]), (307, &"/docs".parse().unwrap()));
+    for (path, content_type) in [("/", "html"), ("/dashboard.js", "javascript"), ("/dashboard.css", "css")] {
+        let page = pair.get(path).await;
+        assert_eq!(page.status(), 200, "{path}");
+        assert_eq!(page.headers()["content-type"], format!("text/{content_type}; charset=utf-8"));
+        let policy = page.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"), "{policy}");
+    }
 
     let page = pair.get("/docs").await;
     assert_eq!(

@@ -72,6 +72,7 @@ async fn a_broker_killed_with_requests_in_flight_loses_nothing() {
     pair.start_requestor();
     pair.start_provider();
     pair.ready().await;
+    broker.remembers_its_queues().await;
     // Half of them wait in the broker's queue when it is killed, the others come while it is away.
     pair.stop_provider().await;
     let mut ids = Vec::new();

@@ -303,6 +303,8 @@ async fn do_loss(stack: &Stack, broker: &mut Broker, loss: Loss, random: &mut St
             broker.memory_alarm(false).await;
         }
         Loss::Restart => {
+            // Some may have been made anew just now, after they were deleted.
+            broker.remembers_its_queues().await;
             broker.kill_and_restart(&stack.host).await;
         }
         Loss::Purge(prefix) | Loss::Delete(prefix) => {

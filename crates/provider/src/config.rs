@@ -36,6 +36,7 @@ pub struct Config {
     #[serde(deserialize_with = "list")]
     pub kinds: Vec<String>,
     pub concurrency: usize,
+    pub ahead_max: usize,
     #[serde(with = "duration")]
     pub drain: Duration,
     #[serde(with = "duration")]
@@ -224,7 +225,10 @@ impl Config {
     fn validate(&self) -> anyhow::Result<()> {
         anyhow::ensure!(topology::is_group(&self.group), "group {:?}: use a-z, 0-9 and hyphens", self.group);
         anyhow::ensure!(!self.kinds.is_empty(), "kinds: name at least one, or \"all\"");
-        anyhow::ensure!(self.concurrency <= PREFETCH_MAX, "concurrency: RabbitMQ allows {PREFETCH_MAX} at most");
+        anyhow::ensure!(
+            self.concurrency.saturating_add(self.ahead_max) <= PREFETCH_MAX,
+            "concurrency and ahead_max: RabbitMQ allows {PREFETCH_MAX} deliveries at most"
+        );
         anyhow::ensure!(!self.progress.interval.is_zero(), "progress.interval must be more than 0");
         anyhow::ensure!(!self.progress.heartbeat.is_zero(), "progress.heartbeat must be more than 0");
         anyhow::ensure!(

@@ -104,7 +104,7 @@ impl Worker {
         }
         let Some(identity) = &job.identity else { return };
         if let Some(lane) = self.0.lanes.get(&job.request.kind) {
-            lane.leased.send_modify(|leased| *leased += 1);
+            lane.lease();
         }
         if let Some(acker) = self.0.running.lease(identity)
             && let Err(error) = amqp::settle(&acker, Settle::Ack).await

@@ -5,6 +5,7 @@ mod calls;
 mod control;
 mod effects;
 mod execution;
+mod lane;
 mod replies;
 mod running;
 
@@ -12,6 +13,7 @@ use crate::config::Config;
 use crate::handler::Handler;
 use crate::ledger::Ledger;
 use futures_util::StreamExt;
+use lane::{Held, Lane};
 use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
 use lapin::{Acker, Consumer};
@@ -26,13 +28,16 @@ use shared::topology;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long giving back what still runs may take at the end of a drain.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a shutdown lets requests wait for a slot: far longer than what was taken ahead should need.
+const AHEAD_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs requests. Outlives sessions: a job goes on while the broker is away, and when the broker takes its delivery
 /// away because it was held for too long.
@@ -54,15 +59,6 @@ struct Inner {
     stop: CancellationToken,
     running: Running,
     canceled: Canceled,
-}
-
-/// The slots of one kind.
-#[derive(Debug)]
-struct Lane {
-    slots: Arc<Semaphore>,
-    /// How many of them are taken by jobs that have acknowledged their delivery early, so that the broker would send
-    /// another in its place.
-    leased: watch::Sender<usize>,
 }
 
 /// A request that is being carried out.
@@ -103,8 +99,7 @@ impl Worker {
         shutdown: CancellationToken,
     ) -> Self {
         let slots = config.effective_concurrency();
-        let lane = || Lane { slots: Arc::new(Semaphore::new(slots)), leased: watch::Sender::new(0) };
-        let lanes = handlers.keys().map(|kind| (kind.clone(), lane())).collect();
+        let lanes = handlers.keys().map(|kind| (kind.clone(), Lane::new(slots, config.ahead_max))).collect();
         let (jobs, stop, running, canceled) = Default::default();
         Self(Arc::new(Inner {
             config,
@@ -154,43 +149,41 @@ impl Worker {
         }
     }
 
-    /// Takes requests of `kind` until the shutdown, as many at a time as there are slots.
+    /// Takes requests of `kind` until the shutdown, as many at a time as its lane holds.
     async fn consume(&self, session: &Session, kind: &str, lane: &Lane) -> anyhow::Result<()> {
         let channel = session.consume_channel().await?;
-        let (queue, mut leased) = (topology::request_queue(kind), lane.leased.subscribe());
+        let (queue, mut held) = (topology::request_queue(kind), lane.held());
         while !self.0.shutdown.is_cancelled() {
-            let free = self.0.config.effective_concurrency().saturating_sub(*leased.borrow_and_update());
-            if free == 0 {
-                let _ = self.0.shutdown.run_until_cancelled(leased.changed()).await;
+            let prefetch = held.now();
+            if prefetch == 0 {
+                let _ = self.0.shutdown.run_until_cancelled(held.changed()).await;
                 continue;
             }
-            let prefetch = u16::try_from(free).unwrap_or(u16::MAX);
             // A queue that was just recovered may take its time to answer, and a shutdown must not wait for it.
             let consumer = self.0.shutdown.run_until_cancelled(amqp::consume(&channel, &queue, prefetch)).await;
             let Some(mut deliveries) = consumer.transpose()? else { break };
-            self.take(kind, &mut deliveries, &mut leased).await?;
+            self.take(kind, &mut deliveries, &mut held).await?;
             let options = BasicCancelOptions::default();
             amqp::call("basic.cancel", channel.basic_cancel(deliveries.tag(), options)).await?;
-            // What was prefetched and not begun goes back to the queue.
+            // What has come and may be held no more goes back to the queue.
+            let keep = held.now() >= prefetch && !self.0.shutdown.is_cancelled();
             while let Some(delivery) = deliveries.next().await {
-                amqp::settle(&delivery?.acker, Settle::Requeue).await?;
+                match delivery? {
+                    delivery if keep => self.accept(kind, delivery).await?,
+                    delivery => amqp::settle(&delivery.acker, Settle::Requeue).await?,
+                }
             }
         }
         Ok(())
     }
 
-    /// Begins what is delivered, until the shutdown or until there are more or fewer slots.
-    async fn take(
-        &self,
-        kind: &str,
-        deliveries: &mut Consumer,
-        leased: &mut watch::Receiver<usize>,
-    ) -> anyhow::Result<()> {
+    /// Begins what is delivered, until the shutdown or until more or fewer may be held.
+    async fn take(&self, kind: &str, deliveries: &mut Consumer, held: &mut Held<'_>) -> anyhow::Result<()> {
         loop {
             let delivery = tokio::select! {
                 biased;
                 () = self.0.shutdown.cancelled() => return Ok(()),
-                _ = leased.changed() => return Ok(()),
+                () = held.changed() => return Ok(()),
                 delivery = deliveries.next() => delivery,
             };
             match delivery {
@@ -271,11 +264,13 @@ impl Worker {
     /// Carries a request out, replies, and only then settles it.
     async fn work(self, job: Job) {
         shared::crash::point("provider.received");
-        let result = match self.slot(&job).await {
-            Ok(_slot) => match self.execute(&job).await {
-                Ok(reply) => self.reply(&job.request, reply).await,
-                Err(no_reply) => Err(no_reply),
-            },
+        let executed = match self.slot(&job).await {
+            // The slot is free for another while the broker takes the reply.
+            Ok(_slot) => self.execute(&job).await,
+            Err(no_reply) => Err(no_reply),
+        };
+        let result = match executed {
+            Ok(reply) => self.reply(&job.request, reply).await,
             Err(no_reply) => Err(no_reply),
         };
         let held = job.identity.as_ref().and_then(|identity| self.0.running.remove(identity));
@@ -290,19 +285,33 @@ impl Worker {
                 self.end_lease(&job.request).await;
             }
             if let Some(lane) = self.0.lanes.get(&job.request.kind) {
-                lane.leased.send_modify(|leased| *leased -= 1);
+                lane.end_lease();
             }
         }
         self.settle(job.acker.or(held.and_then(|held| held.acker)), how).await;
+        if let Some(lane) = self.0.lanes.get(&job.request.kind) {
+            lane.ended();
+        }
     }
 
-    /// Waits for a slot, though not for longer than a delivery may be held.
-    async fn slot(&self, job: &Job) -> Result<OwnedSemaphorePermit, NoReply> {
-        let Some(lane) = self.0.lanes.get(&job.request.kind) else { return Err(NoReply::GiveBack) };
+    /// Waits for a slot, though not for longer than a delivery may be held. A transactional handler needs none: the ledger
+    /// runs one after the other, and commits together those that wait.
+    async fn slot(&self, job: &Job) -> Result<Option<OwnedSemaphorePermit>, NoReply> {
+        let kind = &job.request.kind;
+        let (Some(lane), Some(handler)) = (self.0.lanes.get(kind), self.0.handlers.get(kind)) else {
+            return Err(NoReply::GiveBack);
+        };
+        if let Handler::Transactional(_) = handler {
+            return Ok(None);
+        }
         tokio::select! {
             biased;
-            permit = Arc::clone(&lane.slots).acquire_owned() => permit.map_err(|_| NoReply::GiveBack),
-            () = self.0.shutdown.cancelled() => Err(NoReply::GiveBack),
+            permit = Arc::clone(&lane.slots).acquire_owned() => permit.map(Some).map_err(|_| NoReply::GiveBack),
+            // What was taken ahead is short, and is rather ended: until RabbitMQ 4.3, giving back counts as a delivery.
+            () = async {
+                self.0.shutdown.cancelled().await;
+                tokio::time::sleep(AHEAD_GRACE).await;
+            } => Err(NoReply::GiveBack),
             () = tokio::time::sleep_until(job.received + self.0.config.ack_hold) => Err(NoReply::GiveBack),
         }
     }

@@ -181,6 +181,18 @@ fn service() -> Vec<Call> {
             json,
         ),
         get("/docs", "getDocs", "Read this document").answers("200", "A page.", &[], Content::Text("text/html")),
-        get("/", "getRoot", "Go to the page").answers("307", "To `/docs`.", &["Location"], Content::Nothing),
+        get("/", "getDashboard", "Watch operations").answers("200", "A page.", &[], Content::Text("text/html")),
+        get("/dashboard.js", "getDashboardScript", "Get the script of that page").answers(
+            "200",
+            "A script.",
+            &[],
+            Content::Text("text/javascript"),
+        ),
+        get("/dashboard.css", "getDashboardStyle", "Get its style").answers(
+            "200",
+            "A style sheet.",
+            &[],
+            Content::Text("text/css"),
+        ),
     ]
 }

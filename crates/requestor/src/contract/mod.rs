@@ -14,37 +14,19 @@ mod schemas;
 mod tests;
 
 use crate::config::Config;
+use crate::http::{NOTHING, fixed};
 use axum::Router;
-use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::Redirect;
-use axum::routing::{MethodRouter, get};
 use serde_json::Value;
 
 /// `/openapi.json` and `/asyncapi.json`, and `/docs` for people. Made once: they do not change while the service runs.
 pub(crate) fn routes<S: Clone + Send + Sync + 'static>(config: &Config) -> Router<S> {
     let (openapi, asyncapi) = (openapi::document(config), asyncapi::document());
     let page = page::html(&openapi, &asyncapi, &base(config));
-    let json = |document: &Value| fixed(shared::message::JSON, None, document.to_string());
+    let json = |document: &Value| fixed(shared::message::JSON, NOTHING, document.to_string());
     Router::new()
         .route("/openapi.json", json(&openapi))
         .route("/asyncapi.json", json(&asyncapi))
-        .route("/docs", fixed("text/html; charset=utf-8", Some(page::policy()), page))
-        .route("/", get(|| async { Redirect::temporary("/docs") }))
-}
-
-fn fixed<S: Clone + Send + Sync + 'static>(
-    content_type: &'static str,
-    policy: Option<String>,
-    body: String,
-) -> MethodRouter<S> {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    if let Some(policy) = policy.and_then(|policy| policy.parse().ok()) {
-        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
-    }
-    let body = Bytes::from(body);
-    get(|| async { (headers, body) })
+        .route("/docs", fixed("text/html; charset=utf-8", &page::policy(), page))
 }
 
 /// Where the examples of the page find this service.

@@ -3,6 +3,7 @@
 mod auth;
 mod callback;
 mod control;
+mod dashboard;
 mod error;
 mod etag;
 mod events;
@@ -23,11 +24,12 @@ use crate::engine::Engine;
 use crate::operation::Operation;
 use crate::store::StoreError;
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 pub(crate) use error::Error;
 use events::SharedPages;
 pub(crate) use events::{EventPage, LogPage};
@@ -149,6 +151,7 @@ pub(crate) fn router(app: App, config: &Config) -> Router {
         .route("/v1/events", get(events::of_all))
         .merge(shared::http::health_routes(broker))
         .merge(contract)
+        .merge(dashboard::routes())
         .fallback(|| async { problem_response(&Problem::new("not-found", 404, "Not found", "there is nothing here")) })
         .method_not_allowed_fallback(|| async {
             problem_response(&Problem::new("method-not-allowed", 405, "Method not allowed", "see the header Allow"))
@@ -157,13 +160,29 @@ pub(crate) fn router(app: App, config: &Config) -> Router {
         .with_state(app)
 }
 
+/// What a page of ours may load that is none.
+pub(crate) const NOTHING: &str = "default-src 'none'; sandbox";
+
+/// What is the same each time, and may load what `policy` says.
+pub(crate) fn fixed<S: Clone + Send + Sync + 'static>(
+    content_type: &'static str,
+    policy: &str,
+    body: impl Into<Bytes>,
+) -> MethodRouter<S> {
+    let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+    if let Ok(policy) = policy.parse() {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    let body = body.into();
+    get(move || async { (headers, body) })
+}
+
 /// Answers change from one moment to the next, and what a provider made must not run as a page of ours.
 async fn common_headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let policy = HeaderValue::from_static("default-src 'none'; sandbox");
-    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(policy);
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(NOTHING));
     response
 }
