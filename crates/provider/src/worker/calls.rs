@@ -182,7 +182,7 @@ impl Calls {
         let Some(kind) = self.kinds.get(consumer).filter(|_| !self.leaving.load(Ordering::Relaxed)) else { return };
         kind.total.increment(1);
         let properties = &message.properties;
-        if !properties.reply_to.starts_with(DIRECT_REPLY.as_bytes()) {
+        if !is_direct(properties.reply_to) {
             tracing::warn!(kind = kind.name, "a call without a direct reply-to address was dropped");
             metrics::counter!("arr_unreadable_total", "queue" => topology::call_queue(&kind.name)).increment(1);
             return said.tags.push(tag);
@@ -324,6 +324,11 @@ fn begin(function: &Arc<AsyncFn>, content: Content, context: CallContext) -> Beg
         }
     }));
     polled.unwrap_or_else(|_| Begun::Ended(failed(panicked())))
+}
+
+/// Whether a reply goes straight to a connection. The broker lets nobody declare a queue whose name begins with `amq.`.
+fn is_direct(reply_to: &[u8]) -> bool {
+    reply_to.strip_prefix(DIRECT_REPLY.as_bytes()).is_some_and(|rest| rest.starts_with(b"."))
 }
 
 fn failed(problem: Problem) -> Handled {
