@@ -51,7 +51,7 @@ fn serve(mut config: Config) -> ExitCode {
     };
     match prepare() {
         Ok((provider, listener)) => {
-            shared::exit::run(async { provider.run_on(listener, provider::shutdown_on_signal()?).await })
+            shared::exit::run(async { Box::pin(provider.run_on(listener, provider::shutdown_on_signal()?)).await })
         }
         Err(error) => shared::exit::fail(&error, shared::exit::BAD_CONFIGURATION),
     }
