@@ -3,11 +3,11 @@
 use crate::config::Config;
 use crate::gateway::{Gateway, Queues};
 use crate::kinds::Kinds;
-use crate::operation::Operation;
+use crate::outcomes::{Awaiting, Outcomes, Seen};
 use crate::pace::Pace;
 use crate::store::{Created, NewOperation, Scope, Store, StoreError};
 use crate::sweeper;
-use crate::watch::{Subject, Watch};
+use crate::watch::Watch;
 use crate::webhook::{Deliverer, Secrets, Targets};
 use anyhow::Context;
 use jiff::Timestamp;
@@ -31,6 +31,7 @@ pub(crate) struct Engine {
     pub(crate) store: Store,
     pub(crate) gateway: Gateway,
     pub(crate) watch: Watch,
+    pub(crate) outcomes: Outcomes,
     pub(crate) pace: Pace,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) targets: Arc<Targets>,
@@ -59,12 +60,13 @@ impl Engine {
         let bounds = (config.http.retry_after_min, config.http.retry_after_max);
         let pace = Pace::new(kinds.clone(), bounds);
         pace.warm_up(&store).await.context("store")?;
-        let (gateway, queues) = Gateway::new(config, kinds.clone(), store.clone(), pace.clone());
+        let outcomes = Outcomes::default();
+        let (gateway, queues) = Gateway::new(config, kinds.clone(), store.clone(), (pace.clone(), outcomes.clone()));
         let targets = Arc::new(Targets::new(&config.webhooks)?);
         let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
         let webhooks = (Arc::clone(&secrets), Arc::clone(&targets));
         let deliverer = Deliverer::new(&config.webhooks, webhooks, store.clone()).context("webhooks")?;
-        let engine = Self { kinds, store, gateway, watch, pace, secrets, targets };
+        let engine = Self { kinds, store, gateway, watch, outcomes, pace, secrets, targets };
         Ok((engine, Background { queues, deliverer }))
     }
 
@@ -114,25 +116,31 @@ impl Engine {
         Ok(created)
     }
 
-    /// The operation when it has ended, or when `wait` is over or `shutdown` begins, whichever is first.
+    /// The operation when it has ended, or when `wait` is over or `shutdown` begins, whichever is first. Who has been
+    /// `awaiting` its outcome since before it was stored need not look whether it has ended.
     pub(crate) async fn wait(
         &self,
         scope: &Scope,
         id: OperationId,
-        wait: Duration,
+        (wait, awaiting): (Duration, Option<Awaiting>),
         shutdown: &CancellationToken,
-    ) -> Result<Option<Operation>, StoreError> {
+    ) -> Result<Option<Seen>, StoreError> {
         let until = Instant::now() + wait.min(WAIT_MAX);
-        // Subscribed before reading, so that no change in between is missed.
-        let mut changes = self.watch.subscribe(Subject::Operation(id));
+        let awaiting = awaiting.filter(|awaiting| awaiting.id() == id);
+        let mut look = awaiting.is_none();
+        // Before reading, so that no outcome in between is missed.
+        let mut awaiting = awaiting.unwrap_or_else(|| self.outcomes.expect(id));
         loop {
-            let operation = self.store.get(scope.clone(), id).await?;
-            let ended = operation.as_ref().is_none_or(Operation::has_ended);
-            if ended || Instant::now() >= until || shutdown.is_cancelled() {
-                return Ok(operation);
+            if look {
+                let operation = self.store.get(scope.clone(), id).await?;
+                let ended = operation.as_ref().is_none_or(|operation| operation.has_ended());
+                if ended || Instant::now() >= until || shutdown.is_cancelled() {
+                    return Ok(operation.map(|operation| Seen { operation, result: None }));
+                }
             }
+            look = true;
             tokio::select! {
-                () = changes.changed() => {}
+                seen = awaiting.outcome() => return Ok(Some(seen)),
                 () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
                 () = shutdown.cancelled() => {}
             }

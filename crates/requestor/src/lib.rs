@@ -22,6 +22,7 @@ mod http;
 mod kinds;
 /// The same in the caller's own process.
 mod library;
+mod outcomes;
 mod pace;
 /// Where operations are kept.
 pub mod store;

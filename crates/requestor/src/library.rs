@@ -6,6 +6,7 @@ use crate::http::Error;
 use crate::http::idempotency::{self, KEY_BYTES_MAX};
 use crate::kinds::Kinds;
 use crate::operation::{Change, Event, Operation};
+use crate::outcomes::Seen;
 use crate::store::{Created, IdempotencyKey, NewOperation, Room, Scope, StoreError};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -132,15 +133,19 @@ impl Requestor {
     /// [`Refused`] when there is no such operation, or the store cannot be read.
     pub async fn outcome(&self, id: OperationId, wait: Duration) -> Result<Option<Outcome>, Refused> {
         let Inner { engine, shutdown, .. } = &*self.0;
-        let waited = engine.wait(&Scope::All, id, wait, shutdown).await?;
-        let Some(operation) = waited else { return Err(self.missing(id).await) };
+        let waited = engine.wait(&Scope::All, id, (wait, None), shutdown).await?;
+        let Some(Seen { operation, result }) = waited else { return Err(self.missing(id).await) };
         if let Some(problem) = operation.error() {
             return Ok(Some(Outcome::Failed(problem.clone())));
         }
         if !operation.has_ended() {
             return Ok(None);
         }
-        match engine.store.result(Scope::All, id).await? {
+        let result = match result {
+            Some(result) => Some(result),
+            None => engine.store.result(Scope::All, id).await?,
+        };
+        match result {
             Some(content) => Ok(Some(Outcome::Succeeded(content))),
             None => Err(self.missing(id).await),
         }

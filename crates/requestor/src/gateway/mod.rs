@@ -10,6 +10,7 @@ mod sending;
 use crate::config::{Config, RedriveConfig};
 use crate::kinds::Kinds;
 use crate::operation::{Change, Event, Operation};
+use crate::outcomes::Outcomes;
 use crate::pace::Pace;
 use crate::store::{RequestId, Store};
 use futures_util::StreamExt;
@@ -45,6 +46,7 @@ struct Inner {
     redrive: RedriveConfig,
     store: Store,
     pace: Pace,
+    outcomes: Outcomes,
     publisher: Publisher,
     /// `replies.users`.
     users: Vec<String>,
@@ -67,7 +69,12 @@ pub(crate) struct Queues {
 impl Gateway {
     /// A gateway that is not connected yet.
     #[must_use]
-    pub(crate) fn new(config: &Config, kinds: Kinds, store: Store, pace: Pace) -> (Self, Queues) {
+    pub(crate) fn new(
+        config: &Config,
+        kinds: Kinds,
+        store: Store,
+        (pace, outcomes): (Pace, Outcomes),
+    ) -> (Self, Queues) {
         let (publisher, publish) = amqp::publisher(&config.broker);
         // Bounded by broker.publish_queue_max: each entry has a message in the publisher's queue or in its batch.
         let (confirms, confirmed) = mpsc::unbounded_channel();
@@ -78,6 +85,7 @@ impl Gateway {
             redrive: config.redrive.clone(),
             store,
             pace,
+            outcomes,
             publisher,
             users: config.replies.users.clone(),
             message_bytes_max: config.broker.message_bytes_max,
@@ -221,7 +229,10 @@ impl Gateway {
         if let Change::Progressed = change {
             self.0.pace.progressed(operation);
         }
-        if let Change::Ended(_) = change {
+        if let Change::Ended(result) = change {
+            self.0.outcomes.hand(operation, result.as_ref());
+            // It is not to be sent again, so when need not be noted.
+            self.sending().remove(&RequestId::of(operation));
             self.0.pace.ended(operation);
             let status = crate::store::status_name(operation);
             metrics::counter!("arr_operations_ended_total", "kind" => operation.kind.clone(), "status" => status)

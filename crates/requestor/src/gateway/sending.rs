@@ -128,7 +128,14 @@ impl Gateway {
         }
     }
 
-    async fn note(&self, sent: Vec<Sent>) {
+    async fn note(&self, mut sent: Vec<Sent>) {
+        {
+            let sending = self.sending();
+            sent.retain(|sent| sending.contains(&sent.request));
+        }
+        if sent.is_empty() {
+            return;
+        }
         let requests: Vec<_> = sent.iter().map(|sent| sent.request).collect();
         if let Err(error) = self.0.store.sent(sent).await {
             tracing::warn!(%error, "cannot note which requests were sent; they are sent again");
@@ -187,7 +194,7 @@ impl Gateway {
         half_jittered(doubled(first, longest, sends.saturating_sub(1)))
     }
 
-    fn sending(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+    pub(super) fn sending(&self) -> MutexGuard<'_, HashSet<RequestId>> {
         self.0.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

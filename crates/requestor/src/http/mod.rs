@@ -21,7 +21,7 @@ use crate::callers::{Caller, Callers, Slot};
 use crate::config::{Config, HttpConfig};
 use crate::contract;
 use crate::engine::Engine;
-use crate::operation::Operation;
+use crate::outcomes::{Awaiting, Seen};
 use crate::store::StoreError;
 use axum::Router;
 use axum::body::Bytes;
@@ -84,11 +84,15 @@ impl App {
         caller: &Caller,
         id: OperationId,
         wait: Duration,
-    ) -> Result<(Option<Operation>, bool), StoreError> {
+        awaiting: Option<Awaiting>,
+    ) -> Result<(Option<Seen>, bool), StoreError> {
         let slot = if wait.is_zero() { None } else { self.0.callers.waiter(caller).ok() };
         match slot {
-            Some(slot) => Ok((self.wait_in(slot, caller, id, wait).await?, true)),
-            None => Ok((self.0.engine.store.get(caller.scope(), id).await?, false)),
+            Some(slot) => Ok((self.wait_in(slot, caller, id, (wait, awaiting)).await?, true)),
+            None => {
+                let operation = self.0.engine.store.get(caller.scope(), id).await?;
+                Ok((operation.map(|operation| Seen { operation, result: None }), false))
+            }
         }
     }
 
@@ -98,8 +102,8 @@ impl App {
         _slot: Slot,
         caller: &Caller,
         id: OperationId,
-        wait: Duration,
-    ) -> Result<Option<Operation>, StoreError> {
+        wait: (Duration, Option<Awaiting>),
+    ) -> Result<Option<Seen>, StoreError> {
         self.0.engine.wait(&caller.scope(), id, wait, &self.0.shutdown).await
     }
 

@@ -7,6 +7,7 @@ use super::path::Name;
 use super::prefer::{Prefer, applied};
 use super::view::{OperationView, PREFERENCE_APPLIED, insert};
 use crate::operation::{Operation, State as OperationState};
+use crate::outcomes::Seen;
 use crate::store::{Filter, STATUSES};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -44,8 +45,8 @@ pub(super) async fn status(
     let Query(query) = query.map_err(|error| Error::bad_request(error.body_text()))?;
     let wait = Prefer::from_headers(&headers).wait_at_most(app.0.http.wait_max);
     let id = parse_id(&id)?;
-    let (operation, waited) = app.wait(&caller, id, wait).await?;
-    let Some(operation) = operation else { return Err(app.missing(&caller, id).await) };
+    let (seen, waited) = app.wait(&caller, id, wait, None).await?;
+    let Some(Seen { operation, .. }) = seen else { return Err(app.missing(&caller, id).await) };
     let redirects = query.redirect && operation.state == OperationState::Succeeded;
     let status = if redirects { StatusCode::SEE_OTHER } else { StatusCode::OK };
     let deliveries = app.deliveries(&operation).await?;
@@ -64,7 +65,7 @@ pub(super) async fn status(
 pub(super) async fn result(State(app): State<App>, caller: Caller, Name(id): Name) -> Result<Response, Error> {
     let operation = find(&app, &caller, &id).await?;
     if operation.has_ended() {
-        return app.outcome_response(&caller, &operation).await;
+        return app.outcome_response(&caller, &Seen { operation, result: None }).await;
     }
     let problem = Problem::new("not-finished", 404, "Not finished", "the operation has no result yet");
     Err(Error { problem, retry_after_seconds: Some(app.0.engine.pace.retry_after(&operation, Timestamp::now())) })

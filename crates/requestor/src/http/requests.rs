@@ -7,6 +7,7 @@ use super::reading::{Given, Submission};
 use super::view::{OPERATION_LOCATION, PREFERENCE_APPLIED, RATE_LIMIT, RATE_LIMIT_POLICY, insert};
 use crate::callers::Left;
 use crate::operation::Operation;
+use crate::outcomes::{Awaiting, Seen};
 use crate::store::{Created, NewOperation, Room, StoreError};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -27,8 +28,12 @@ pub(super) async fn submit(State(app): State<App>, caller: Caller, given: Result
     counted(&app, &caller, async {
         let given = given?;
         let headers = given.headers.clone();
-        let (operation, _answering) = accept(&app, &caller, given.read(&app, &caller).await?).await?;
-        Ok(answer(&app, &caller, operation, &headers).await)
+        let submission = given.read(&app, &caller).await?;
+        let prefer = Prefer::from_headers(&headers);
+        let wait = prefer.wait_at_most(app.0.http.wait_max);
+        let awaiting = (!wait.is_zero()).then(|| app.0.engine.outcomes.expect(submission.operation.id));
+        let (operation, _answering) = accept(&app, &caller, submission).await?;
+        Ok(answer(&app, &caller, operation, (&prefer, wait, awaiting), &headers).await)
     })
     .await
 }
@@ -42,15 +47,15 @@ pub(super) async fn call(State(app): State<App>, caller: Caller, given: Result<G
         let submission = given.read(&app, &caller).await?;
         // First, since what is accepted can no longer be refused.
         let slot = app.0.callers.waiter(&caller)?;
-        let (mut operation, _answering) = accept(&app, &caller, submission).await?;
+        let awaiting = app.0.engine.outcomes.expect(submission.operation.id);
+        let (operation, _answering) = accept(&app, &caller, submission).await?;
         let prefer = Prefer::from_headers(&headers);
         let wait = prefer.wait.map_or(app.0.http.wait_max, |_| prefer.wait_at_most(app.0.http.wait_max));
-        if let Ok(Some(now)) = app.wait_in(slot, &caller, operation.id, wait).await {
-            operation = now;
-        }
-        let mut response = match outcome(&app, &caller, &operation, &headers).await {
+        let waited = app.wait_in(slot, &caller, operation.id, (wait, Some(awaiting))).await;
+        let seen = waited.ok().flatten().unwrap_or(Seen { operation, result: None });
+        let mut response = match outcome(&app, &caller, &seen, &headers).await {
             Some(outcome) => outcome,
-            None => not_in_time(&app, &operation, &headers),
+            None => not_in_time(&app, &seen.operation, &headers),
         };
         if let Some(applied) = applied(false, prefer.wait.map(|_| wait)) {
             response.headers_mut().insert(PREFERENCE_APPLIED, applied);
@@ -98,16 +103,20 @@ async fn accept(app: &App, caller: &Caller, submission: Submission) -> Result<(O
 }
 
 /// The request is accepted whatever happens now: a store that cannot be read leaves it at 202.
-async fn answer(app: &App, caller: &Caller, mut operation: Operation, headers: &HeaderMap) -> Response {
-    let prefer = Prefer::from_headers(headers);
-    let wait = prefer.wait_at_most(app.0.http.wait_max);
+async fn answer(
+    app: &App,
+    caller: &Caller,
+    mut operation: Operation,
+    (prefer, wait, awaiting): (&Prefer, Duration, Option<Awaiting>),
+    headers: &HeaderMap,
+) -> Response {
     let mut waited: Option<Duration> = None;
     let mut in_time = None;
     if !wait.is_zero()
-        && let Ok((Some(now), had_room)) = app.wait(caller, operation.id, wait).await
+        && let Ok((Some(now), had_room)) = app.wait(caller, operation.id, wait, awaiting).await
     {
         in_time = outcome(app, caller, &now, headers).await;
-        (operation, waited) = (now, had_room.then_some(wait));
+        (operation, waited) = (now.operation, had_room.then_some(wait));
     }
     let respond_async = prefer.respond_async && in_time.is_none();
     let mut response = in_time.unwrap_or_else(|| {
@@ -122,12 +131,12 @@ async fn answer(app: &App, caller: &Caller, mut operation: Operation, headers: &
 }
 
 /// The result or the problem, if the operation has ended and can be read.
-async fn outcome(app: &App, caller: &Caller, operation: &Operation, headers: &HeaderMap) -> Option<Response> {
-    if !operation.has_ended() {
+async fn outcome(app: &App, caller: &Caller, seen: &Seen, headers: &HeaderMap) -> Option<Response> {
+    if !seen.operation.has_ended() {
         return None;
     }
-    let mut response = app.outcome_response(caller, operation).await.ok()?;
-    let url = app.operation_url(headers, operation.id);
+    let mut response = app.outcome_response(caller, seen).await.ok()?;
+    let url = app.operation_url(headers, seen.operation.id);
     insert(&mut response, header::CONTENT_LOCATION, &format!("{url}/result"));
     insert(&mut response, OPERATION_LOCATION, &url);
     Some(response)

@@ -5,6 +5,7 @@ use super::error::Error;
 use super::etag;
 use crate::kinds::Kinds;
 use crate::operation::{ANONYMOUS, LateOutcome, Operation, State};
+use crate::outcomes::Seen;
 use crate::store::{STATUSES, status_name};
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -196,11 +197,16 @@ impl App {
     }
 
     /// The result of an operation that has ended, or the problem that it ended with.
-    pub(super) async fn outcome_response(&self, caller: &Caller, operation: &Operation) -> Result<Response, Error> {
+    pub(super) async fn outcome_response(&self, caller: &Caller, seen: &Seen) -> Result<Response, Error> {
+        let Seen { operation, result } = seen;
         if let Some(problem) = operation.error() {
             return Ok(problem_response(problem));
         }
-        match self.0.engine.store.result(caller.scope(), operation.id).await? {
+        let result = match result {
+            Some(result) => Some(result.clone()),
+            None => self.0.engine.store.result(caller.scope(), operation.id).await?,
+        };
+        match result {
             Some(content) => Ok(content_response(content)),
             None => Err(self.missing(caller, operation.id).await),
         }
