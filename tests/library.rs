@@ -46,6 +46,9 @@ async fn what_is_submitted_reaches_its_outcome() {
         panic!("there are no unicorns")
     };
     assert_eq!((problem.status, problem.title.as_str()), (409, "Out of stock"));
+    pair.stop_provider().await;
+    // A reply that is stored and not acknowledged yet would be there again.
+    harness::pair::drained(&pair.host).await;
     stop(requestor, shutdown).await;
     pair.finish().await;
 }
@@ -99,6 +102,7 @@ async fn what_was_submitted_before_a_restart_is_carried_out_after_it() {
     let (requestor, shutdown) = start(&pair).await;
     let outcome = requestor.outcome(operation.id, LONG).await.unwrap();
     assert_eq!(outcome, Some(Outcome::Succeeded(Content::json("7"))));
+    harness::pair::drained(&pair.host).await;
     stop(requestor, shutdown).await;
     // The same records are there for callers over HTTP.
     pair.start_requestor();

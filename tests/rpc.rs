@@ -9,11 +9,13 @@ use harness::services::{Services, analysis};
 use provider::{Context, Failure, Provider};
 use requestor::Content;
 use requestor::rpc::{Client, Config, Error};
+use serde_json::Value;
 use shared::config::SecretUrl;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// Longer than any call takes that is to be answered.
 const LONG: Duration = Duration::from_secs(60);
@@ -342,5 +344,67 @@ async fn under_reconnects_each_call_ends_once_with_its_own_reply_or_an_error() {
     taken(&client, "echo").await;
     client.close().await;
     direct.close().await;
+    pair.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_cannot_connect_says_why() {
+    let mut pair = Pair::prepare().await;
+    pair.requestor_config.broker.connect_timeout = Duration::from_secs(3);
+    let wrong = pair.host.url.replacen(":guest@", ":wrong@", 1);
+    for (url, why) in [(wrong, "ACCESS_REFUSED"), ("amqp://127.0.0.1:1".into(), "refused")] {
+        pair.requestor_config.broker.url = SecretUrl::new(url);
+        let error = Client::connect(Config::from(&pair.requestor_config)).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    pair.host.delete().await;
+}
+
+/// With the rights of `config/rabbitmq/definitions.json`, and one more that its README names.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_taken_when_their_replies_may_be_sent_and_not_before() {
+    let mut pair = Pair::prepare().await;
+    let definitions = include_str!("../config/rabbitmq/definitions.json");
+    let definitions: Value = serde_json::from_str(definitions).unwrap();
+    let rights = |role: &str| {
+        let all = definitions["permissions"].as_array().unwrap();
+        all.iter().find(|one| one["user"] == role).unwrap().clone()
+    };
+    let user = |role: &str| format!("{role}-{}", pair.host.name);
+    let permit = async |role: &str, rights: &Value| {
+        pair.host.call("PUT", &format!("permissions/{}/{}", pair.host.name, user(role)), &rights.to_string()).await;
+    };
+    let mut urls = Vec::new();
+    for role in ["requestor", "provider"] {
+        urls.push(SecretUrl::new(pair.host.add_user(&user(role)).await));
+        permit(role, &rights(role)).await;
+    }
+    let mut config = pair.provider_config.clone();
+    (config.broker.url, config.broker.reconnect_max) = (urls.remove(1), Duration::from_millis(500));
+    config.calls.prefetch = 256;
+    let shutdown = CancellationToken::new();
+    let provider = Provider::built_in(config).unwrap().run(shutdown.clone());
+    pair.requestor_config.broker.url = urls.remove(0);
+    let client = connect(&pair.requestor_config).await;
+    let asked = async {
+        harness::eventually("requests are taken", async || {
+            let queues = pair.host.queues().await;
+            if queues.iter().any(|name| name == "arr.request.echo") { Ok(()) } else { Err(format!("{queues:?}")) }
+        })
+        .await;
+        let refused = client.call("echo", Content::json("1"), LONG).await;
+        assert_eq!(refused, Err(Error::NoProvider("echo".into())));
+        let mut more = rights("provider");
+        more["write"] = format!("{}|^amq\\.default$", more["write"].as_str().unwrap()).into();
+        permit("provider", &more).await;
+        taken(&client, "echo").await;
+        shutdown.cancel();
+    };
+    let (provided, ()) = tokio::join!(provider, asked);
+    provided.unwrap();
+    client.close().await;
+    for role in ["requestor", "provider"] {
+        pair.host.delete_user(&user(role)).await;
+    }
     pair.finish().await;
 }
