@@ -28,6 +28,7 @@ mod idempotency;
 mod kill;
 mod kinds;
 mod lease;
+mod library;
 mod lifecycle;
 mod machine_faults;
 mod network;

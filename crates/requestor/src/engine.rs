@@ -21,6 +21,9 @@ use tokio_util::sync::CancellationToken;
 /// A waiter reads the record at least this often, in case a wake-up is lost.
 const WAIT_POLL: Duration = Duration::from_secs(2);
 
+/// Longer than any operation takes, and short enough for a clock.
+const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// All but a face. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
@@ -122,7 +125,7 @@ impl Engine {
         (wait, awaiting): (Duration, Option<Awaiting>),
         shutdown: &CancellationToken,
     ) -> Result<Option<Seen>, StoreError> {
-        let until = Instant::now() + wait;
+        let until = Instant::now() + wait.min(WAIT_MAX);
         let awaiting = awaiting.filter(|awaiting| awaiting.id() == id);
         let mut look = awaiting.is_none();
         // Before reading, so that no outcome in between is missed.

@@ -7,7 +7,6 @@ pub mod callers;
 pub mod config;
 /// What an operation is and how it changes.
 pub mod operation;
-/// Calls without a record.
 pub mod rpc;
 /// Settings that decide how operations change.
 pub mod rules;

@@ -89,7 +89,7 @@ impl Requestor {
     /// # Errors
     /// What keeps it from starting, such as a store that another process uses.
     pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Self> {
-        let kinds = Kinds::load(&config)?;
+        let (kinds, shutdown) = (Kinds::load(&config)?, shutdown.child_token());
         let (engine, background) = Box::pin(Engine::open(&config, kinds)).await?;
         let requestor = Self(Arc::new(Inner { engine, config, shutdown, tasks: TaskTracker::new() }));
         let inner = Arc::clone(&requestor.0);

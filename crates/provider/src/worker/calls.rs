@@ -21,7 +21,7 @@ use shared::topology::{self, CALL, DIRECT_REPLY};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -48,8 +48,6 @@ struct Calls {
     later: AtomicUsize,
     /// Told when one of them has ended.
     ended: Notify,
-    /// Whether nothing more is begun.
-    leaving: AtomicBool,
 }
 
 /// What calls of a kind need.
@@ -153,7 +151,6 @@ impl Worker {
             frame_max: line.frame_max(),
             later: AtomicUsize::new(0),
             ended: Notify::new(),
-            leaving: AtomicBool::new(false),
         });
         let (mut receiver, mut sender) = line.split(self.0.config.broker.message_bytes_max);
         let receive = async {
@@ -167,7 +164,7 @@ impl Worker {
             }
         };
         tokio::select! {
-            result = receive => if calls.leaving.load(Ordering::Relaxed) { Ok(()) } else { result },
+            result = receive => if self.0.shutdown.is_cancelled() { Ok(()) } else { result },
             result = sender.run(&calls.outbox) => result,
             () = calls.leave() => Ok(()),
         }
@@ -178,11 +175,11 @@ impl Calls {
     /// Answers a call at once, or begins it.
     fn take(self: &Arc<Self>, message: &Incoming<'_>, complete: bool, said: &mut Said) {
         let Origin::Delivered { consumer, tag } = message.origin else { return };
-        // What is not begun goes back to the queue when the line is closed.
-        let Some(kind) = self.kinds.get(consumer).filter(|_| !self.leaving.load(Ordering::Relaxed)) else { return };
+        // What comes after the shutdown is not begun, and goes back to the queue when the line is closed.
+        let Some(kind) = self.kinds.get(consumer).filter(|_| !self.worker.0.shutdown.is_cancelled()) else { return };
         kind.total.increment(1);
         let properties = &message.properties;
-        if !properties.reply_to.starts_with(DIRECT_REPLY.as_bytes()) {
+        if !is_direct(properties.reply_to) {
             tracing::warn!(kind = kind.name, "a call without a direct reply-to address was dropped");
             metrics::counter!("arr_unreadable_total", "queue" => topology::call_queue(&kind.name)).increment(1);
             return said.tags.push(tag);
@@ -265,7 +262,6 @@ impl Calls {
     /// After the shutdown: takes no more, waits for what is under way, and closes the line.
     async fn leave(&self) {
         self.worker.0.shutdown.cancelled().await;
-        self.leaving.store(true, Ordering::Relaxed);
         self.outbox.add(|out| self.kinds.values().for_each(|kind| line::cancel(out, &kind.name)));
         let ended = async {
             while self.later.load(Ordering::Acquire) > 0 {
@@ -324,6 +320,11 @@ fn begin(function: &Arc<AsyncFn>, content: Content, context: CallContext) -> Beg
         }
     }));
     polled.unwrap_or_else(|_| Begun::Ended(failed(panicked())))
+}
+
+/// Whether a reply goes straight to a connection. The broker lets nobody declare a queue whose name begins with `amq.`.
+fn is_direct(reply_to: &[u8]) -> bool {
+    reply_to.strip_prefix(DIRECT_REPLY.as_bytes()).is_some_and(|rest| rest.starts_with(b"."))
 }
 
 fn failed(problem: Problem) -> Handled {

@@ -34,6 +34,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// The longest that a call may take. A broker takes no expiration of 50 days or more.
+const WITHIN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long to wait before trying again to hand frames to a connection that takes nothing.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
 
@@ -153,7 +155,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Calls `kind`, and waits for the reply for at most `within`. If this future is dropped, the call is given up: a
+    /// Calls `kind`, and waits for the reply for at most `within`, or a day. If this future is dropped, the call is given up: a
     /// reply to it is ignored.
     ///
     /// # Errors
@@ -161,11 +163,14 @@ impl Client {
     pub async fn call(&self, kind: &str, content: Content, within: Duration) -> Result<Content, Error> {
         let shared = &*self.0.shared;
         shared.check(kind, &content)?;
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + within.min(WITHIN_MAX);
         let _place = shared.place(deadline).await?;
         let pending = loop {
             match shared.calls.begin(kind, &content, deadline) {
                 Ok(pending) => break pending,
+                Err(NotSent::Away) if self.0.stop.is_cancelled() => {
+                    return Err(Error::NotConnected("the client was closed".into()));
+                }
                 Err(NotSent::Away) => shared.connected(deadline).await?,
                 Err(NotSent::Full) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
                 Err(NotSent::Full) => return Err(Error::NotConnected("the broker takes nothing".into())),

@@ -1,7 +1,6 @@
 //! AMQP 0-9-1 by lapin, without its automatic recovery: a session is used until it fails, then made anew.
 
 mod consumer;
-/// Calls: a connection of our own, for what is frequent and may be lost.
 pub mod line;
 mod publisher;
 mod session;
