@@ -14,6 +14,7 @@ mod command_line;
 mod configuration;
 mod conformance;
 mod contract;
+mod database;
 mod delivery;
 mod effects;
 mod event_cuts;

@@ -1,5 +1,6 @@
 use super::broker::{Broker, VirtualHost};
 use super::caller::Caller;
+use super::postgres;
 use anyhow::Context;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -27,6 +28,8 @@ pub struct Pair {
     requestor: Option<Service>,
     provider: Option<Service>,
     caller: Caller,
+    /// Of the requestor's store, if that is not in `folder`.
+    _database: Option<postgres::Database>,
 }
 
 #[derive(Debug)]
@@ -55,21 +58,21 @@ impl Pair {
 
     /// Makes everything and starts nothing.
     pub async fn prepare() -> Self {
-        Self::prepare_on(Broker::shared().await.virtual_host().await)
+        Self::prepare_on(Broker::shared().await.virtual_host().await).await
     }
 
     /// Makes everything in `host` and starts nothing.
     ///
     /// # Panics
     /// When the default configuration is not valid.
-    #[must_use]
-    pub fn prepare_on(host: VirtualHost) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub async fn prepare_on(host: VirtualHost) -> Self {
+        let (folder, database) = (tempfile::tempdir().unwrap(), postgres::for_store().await);
+        let store = database.as_ref().map(|database| database.url.clone());
         let port = super::free_port();
         let mut requestor_config = requestor::config::Config::load(None).unwrap();
         requestor_config.http.listen.set_port(port);
         requestor_config.broker.url = SecretUrl::new(&host.url);
-        requestor_config.store.url = sqlite(folder.path(), "requestor");
+        requestor_config.store.url = store.unwrap_or_else(|| sqlite(folder.path(), "requestor"));
         let mut provider_config = provider::Config::load(None).unwrap();
         provider_config.http.listen.set_port(0);
         provider_config.broker.url = SecretUrl::new(&host.url);
@@ -78,7 +81,16 @@ impl Pair {
         // Panics that a test asks for and brokers that it takes away would only look like failures.
         provider_config.log.filter = "off".into();
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));
-        Self { host, folder, requestor_config, provider_config, requestor: None, provider: None, caller }
+        Self {
+            host,
+            folder,
+            requestor_config,
+            provider_config,
+            requestor: None,
+            provider: None,
+            caller,
+            _database: database,
+        }
     }
 
     /// Starts the requestor.

@@ -1,5 +1,6 @@
 use super::broker::{Broker, VirtualHost};
 use super::caller::Caller;
+use super::postgres;
 use super::process::Service;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -17,6 +18,8 @@ pub struct Services {
     pub provider: Service,
     /// A caller of the requestor.
     pub caller: Caller,
+    /// Of the requestor's store, if that is not in `folder`.
+    _database: Option<postgres::Database>,
 }
 
 impl Services {
@@ -27,10 +30,13 @@ impl Services {
     pub async fn prepare(query: &str) -> Self {
         let (host, folder) = (Broker::shared().await.virtual_host().await, tempfile::tempdir().unwrap());
         let url = format!("{}{query}", host.url);
-        let requestor = Service::requestor(&url, folder.path());
+        let (mut requestor, database) = (Service::requestor(&url, folder.path()), postgres::for_store().await);
+        if let Some(database) = &database {
+            requestor = requestor.with("REQUESTOR_STORE__URL", database.url.expose());
+        }
         let provider = Service::provider(&url, folder.path()).with("RAYON_NUM_THREADS", "1");
         let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
-        Self { host, folder, requestor, provider, caller }
+        Self { host, folder, requestor, provider, caller, _database: database }
     }
 
     /// Checks that nothing is left in any queue, after both were stopped.
