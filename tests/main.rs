@@ -40,6 +40,7 @@ mod retry_after;
 mod revisits;
 mod stand_in;
 mod store;
+mod stores;
 mod validation;
 mod video;
 mod webhooks;

@@ -26,6 +26,8 @@ pub mod proxy;
 pub mod python;
 /// Both services as processes.
 pub mod services;
+/// What requestors of tests keep their operations in.
+pub mod store;
 /// Readers of event streams, over connections that can be cut at any byte.
 pub mod streams;
 mod watchdog;

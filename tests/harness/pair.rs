@@ -1,6 +1,6 @@
 use super::broker::{Broker, VirtualHost};
 use super::caller::Caller;
-use super::postgres;
+use super::store::StoreOfTest;
 use anyhow::Context;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -21,6 +21,8 @@ pub struct Pair {
     pub host: VirtualHost,
     /// Where both keep their files.
     pub folder: TempDir,
+    /// What the requestor keeps its operations in.
+    pub store: StoreOfTest,
     /// The requestor's configuration.
     pub requestor_config: requestor::config::Config,
     /// The provider's configuration.
@@ -28,8 +30,6 @@ pub struct Pair {
     requestor: Option<Service>,
     provider: Option<Service>,
     caller: Caller,
-    /// Of the requestor's store, if that is not in `folder`.
-    _database: Option<postgres::Database>,
 }
 
 #[derive(Debug)]
@@ -66,13 +66,13 @@ impl Pair {
     /// # Panics
     /// When the default configuration is not valid.
     pub async fn prepare_on(host: VirtualHost) -> Self {
-        let (folder, database) = (tempfile::tempdir().unwrap(), postgres::for_store().await);
-        let store = database.as_ref().map(|database| database.url.clone());
+        let folder = tempfile::tempdir().unwrap();
+        let store = StoreOfTest::prepare(folder.path()).await;
         let port = super::free_port();
         let mut requestor_config = requestor::config::Config::load(None).unwrap();
         requestor_config.http.listen.set_port(port);
         requestor_config.broker.url = SecretUrl::new(&host.url);
-        requestor_config.store.url = store.unwrap_or_else(|| sqlite(folder.path(), "requestor"));
+        requestor_config.store.url = store.url();
         let mut provider_config = provider::Config::load(None).unwrap();
         provider_config.http.listen.set_port(0);
         provider_config.broker.url = SecretUrl::new(&host.url);
@@ -81,16 +81,7 @@ impl Pair {
         // Panics that a test asks for and brokers that it takes away would only look like failures.
         provider_config.log.filter = "off".into();
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));
-        Self {
-            host,
-            folder,
-            requestor_config,
-            provider_config,
-            requestor: None,
-            provider: None,
-            caller,
-            _database: database,
-        }
+        Self { host, folder, store, requestor_config, provider_config, requestor: None, provider: None, caller }
     }
 
     /// Starts the requestor.

@@ -1,7 +1,7 @@
 use super::broker::{Broker, VirtualHost};
 use super::caller::Caller;
-use super::postgres;
 use super::process::Service;
+use super::store::StoreOfTest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -12,14 +12,14 @@ pub struct Services {
     pub host: VirtualHost,
     /// Where both keep their files.
     pub folder: TempDir,
+    /// What the requestor keeps its operations in.
+    pub store: StoreOfTest,
     /// The requestor.
     pub requestor: Service,
     /// The provider, with one core for an analysis, so that it takes seconds on any machine.
     pub provider: Service,
     /// A caller of the requestor.
     pub caller: Caller,
-    /// Of the requestor's store, if that is not in `folder`.
-    _database: Option<postgres::Database>,
 }
 
 impl Services {
@@ -30,13 +30,11 @@ impl Services {
     pub async fn prepare(query: &str) -> Self {
         let (host, folder) = (Broker::shared().await.virtual_host().await, tempfile::tempdir().unwrap());
         let url = format!("{}{query}", host.url);
-        let (mut requestor, database) = (Service::requestor(&url, folder.path()), postgres::for_store().await);
-        if let Some(database) = &database {
-            requestor = requestor.with("REQUESTOR_STORE__URL", database.url.expose());
-        }
+        let store = StoreOfTest::prepare(folder.path()).await;
+        let requestor = Service::requestor(&url, folder.path()).with("REQUESTOR_STORE__URL", store.url().expose());
         let provider = Service::provider(&url, folder.path()).with("RAYON_NUM_THREADS", "1");
         let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
-        Self { host, folder, requestor, provider, caller, _database: database }
+        Self { host, folder, store, requestor, provider, caller }
     }
 
     /// Checks that nothing is left in any queue, after both were stopped.
