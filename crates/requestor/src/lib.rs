@@ -90,8 +90,10 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         let pace = pace.look(&store, &http_ended);
         tokio::join!(gateway.run(&config, queues, &http_ended), sweeper, webhooks, watch, pace)
     };
-    tokio::select! {
+    let served = tokio::select! {
         (served, _) = async { tokio::join!(server, background) } => served,
         () = store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
-    }
+    };
+    store.close().await;
+    served
 }

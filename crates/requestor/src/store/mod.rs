@@ -73,6 +73,15 @@ impl Store {
         }
     }
 
+    /// Returns when writes have ended that nobody waits for any more.
+    pub async fn close(&self) {
+        match self {
+            // Its writer's thread ends them.
+            Self::Sqlite(_) => {}
+            Self::Postgres(store) => store.close().await,
+        }
+    }
+
     /// Returns when the store can no longer be trusted; the process must not go on.
     pub async fn failed(&self) {
         match self {

@@ -34,7 +34,7 @@ const EVERY: Duration = Duration::from_millis(250);
 /// The pause before the store is asked again to take what it could not take.
 const STORE_RETRY: Duration = Duration::from_millis(250);
 /// How much longer than an attempt may take no other instance makes it: for writing down what came of it.
-const CLAIM: Duration = Duration::from_secs(15);
+const CLAIM: Duration = Duration::from_secs(5);
 /// How long attempts under way may take to end at a shutdown. What is cut off is sent again after the next start.
 const DRAIN: Duration = Duration::from_secs(5);
 

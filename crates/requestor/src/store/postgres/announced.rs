@@ -32,8 +32,9 @@ impl PostgresStore {
     ) -> Result<(), StoreError> {
         // Each instance hears the same, so all write in one order.
         rows.sort_by(|a, b| (&a.kind, &a.instance).cmp(&(&b.kind, &b.instance)));
-        let work = async {
-            let mut transaction = self.database.begin().await?;
+        let database = self.database.clone();
+        let work = async move {
+            let mut transaction = database.begin().await?;
             // One instance at a time, since what one has heard and another not yet is deleted and comes again.
             sqlx::query("lock table announced_kinds in share row exclusive mode").execute(&mut *transaction).await?;
             for row in &rows {
@@ -43,7 +44,7 @@ impl PostgresStore {
             sqlx::query(FORGET_PROVIDERS).bind(before.as_millisecond()).execute(&mut *transaction).await?;
             transaction.commit().await
         };
-        self.database.run(work).await
+        self.to_its_end(work).await
     }
 
     pub(in crate::store) async fn announced(

@@ -59,7 +59,8 @@ impl PostgresStore {
             .bind(sent.iter().map(|it| it.sends.into()).collect::<Vec<i64>>())
             .bind(sent.iter().map(|it| it.sent_at.as_millisecond()).collect::<Vec<_>>())
             .bind(sent.iter().map(|it| it.next_send_at.as_millisecond()).collect::<Vec<_>>());
-        self.database.run(note.execute(self.database.pool())).await.map(drop)
+        let pool = self.database.pool().clone();
+        self.to_its_end(async move { note.execute(&pool).await.map(drop) }).await
     }
 
     pub(in crate::store) async fn to_cancel(

@@ -22,6 +22,7 @@ use shared::message::{Content, OperationId};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{QueryBuilder, Row};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 use writer::Writer;
 
@@ -30,6 +31,8 @@ use writer::Writer;
 pub struct PostgresStore {
     database: Postgres,
     writer: Writer,
+    /// Writes that end even if nobody waits for them any more.
+    writes: TaskTracker,
     /// Tells this process from the others.
     instance: Uuid,
 }
@@ -42,8 +45,8 @@ impl PostgresStore {
         committed: impl Fn(Vec<Changed>) + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
         let database = Postgres::open(url, connections_max, "store", &tables::MIGRATIONS).await?;
-        let writer = Writer::start(database.clone(), rules, committed);
-        Ok(Self { database, writer, instance: Uuid::now_v7() })
+        let writer = Writer::start(&TaskTracker::new(), database.clone(), rules, committed);
+        Ok(Self { database, writer, writes: TaskTracker::new(), instance: Uuid::now_v7() })
     }
 
     pub(in crate::store) async fn get(&self, scope: Scope, id: OperationId) -> Result<Option<Operation>, StoreError> {
@@ -104,6 +107,21 @@ impl PostgresStore {
         let sql = "select id from forgotten where id = $1 and ($2::text is null or owner = $2)";
         let found = self.rows(sqlx::query(sql).bind(id.0).bind(scope.owner()), tables::id).await?;
         Ok(!found.is_empty())
+    }
+
+    /// Carries `write` out to its end, as SQLite's writer does, whatever becomes of who waits for it.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        write: impl Future<Output = sqlx::Result<T>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let database = self.database.clone();
+        let written = self.writes.spawn(async move { database.run(write).await });
+        written.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
+    }
+
+    pub(in crate::store) async fn close(&self) {
+        self.writes.close();
+        self.writes.wait().await;
     }
 
     /// What `read` makes of each row of `query`.

@@ -4,11 +4,10 @@ use super::batch::{self, Outcome, Work};
 use crate::rules::RulesByKind;
 use crate::store::{Changed, StoreError};
 use shared::database::Postgres;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 /// Writes that are committed together at most, as with SQLite.
 const BATCH_MAX: usize = 256;
@@ -24,11 +23,10 @@ const UNKNOWN_EVERY: Duration = Duration::from_millis(100);
 
 type Done = oneshot::Sender<Result<Outcome, StoreError>>;
 
-/// The way to the writer. It ends with the last of these.
+/// The way to the writer, which ends after the last of these.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     jobs: mpsc::Sender<(Work, Done)>,
-    _task: Arc<Mutex<JoinSet<()>>>,
 }
 
 #[derive(Debug)]
@@ -40,14 +38,14 @@ struct Committer<F> {
 
 impl Writer {
     pub(super) fn start(
+        tasks: &TaskTracker,
         postgres: Postgres,
         rules: RulesByKind,
         committed: impl Fn(Vec<Changed>) + Send + Sync + 'static,
     ) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        let mut task = JoinSet::new();
-        task.spawn(Committer { postgres, rules, committed }.run(queue));
-        Self { jobs, _task: Arc::new(Mutex::new(task)) }
+        tasks.spawn(Committer { postgres, rules, committed }.run(queue));
+        Self { jobs }
     }
 
     /// Returns when `work` is durable.
