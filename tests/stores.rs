@@ -1,6 +1,7 @@
 //! What every store does alike, in an SQLite file and in a PostgreSQL database; and what several instances on one
 //! database must not do.
 
+mod lost_connections;
 mod shared_by_instances;
 
 use harness::postgres::{Database, Postgres};
