@@ -3,7 +3,8 @@
 //! and last, since it holds up all others, the counter of events.
 
 use super::columns::{Changing, Fixed};
-use super::tables::{self, plain};
+use super::rows::{Loaded, SAVE_REQUESTS, SAVE_RESULTS, load, save_contents, save_entries};
+use super::tables;
 use super::used::Used;
 use crate::operation::{Change, Entry, Event, Operation};
 use crate::rules::RulesByKind;
@@ -14,7 +15,9 @@ use jiff::Timestamp;
 use shared::message::{Content, OperationId};
 use sqlx::{PgConnection, Row};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use uuid::Uuid;
+
+const BY_KEY: &str = "select o.* from operations o join unnest($1::text[], $2::text[]) as n (owner, key)
+    on o.owner = n.owner and o.idempotency_key = n.key";
 
 /// What is asked of the writer.
 #[derive(Debug)]
@@ -39,14 +42,6 @@ pub(super) struct Written {
     pub(super) changed: Vec<Changed>,
     /// Its number at the server, if it has written events.
     pub(super) transaction: Option<String>,
-}
-
-/// An operation as it is after the events so far.
-struct Loaded {
-    operation: Operation,
-    /// The size of its request, where a step's result may take its place.
-    request_bytes: i64,
-    changed: bool,
 }
 
 /// A new operation that is stored already, and is committed if its owner has room for it.
@@ -222,71 +217,4 @@ impl Batch {
         }
         Ok(())
     }
-}
-
-const LOAD: &str = "select *, case when steps is null then 0
-        else coalesce((select octet_length(body) from requests r where r.id = o.id), 0) end::bigint as request_bytes
-    from operations o where id = any($1) order by id for update of o";
-const BY_KEY: &str = "select o.* from operations o join unnest($1::text[], $2::text[]) as n (owner, key)
-    on o.owner = n.owner and o.idempotency_key = n.key";
-const SAVE_REQUESTS: &str = "insert into requests select * from unnest($1::uuid[], $2::text[], $3::bytea[])
-    on conflict (id) do update set content_type = excluded.content_type, body = excluded.body";
-const SAVE_RESULTS: &str = "insert into results select * from unnest($1::uuid[], $2::text[], $3::bytea[])
-    on conflict (id) do update set content_type = excluded.content_type, body = excluded.body";
-const SAVE_ENTRIES: &str = "with counter as (update events_counter set last = last + $1 returning last - $1 as base),
-    written as (insert into events (sequence, id, number, owner, at, type, data)
-        select base + place, n.id, n.number, n.owner, n.at, n.type, n.data
-        from counter, unnest($2::uuid[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[])
-            with ordinality as n (id, number, owner, at, type, data, place))
-    select pg_current_xact_id()::text";
-
-/// The operations that something is to be applied to. Nobody else changes them before the commit.
-async fn load(connection: &mut PgConnection, work: &[Work]) -> sqlx::Result<BTreeMap<OperationId, Loaded>> {
-    let id = |work: &Work| if let Work::Apply { id, .. } = work { Some(id.0) } else { None };
-    let ids: Vec<Uuid> = work.iter().filter_map(id).collect();
-    if ids.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let rows = sqlx::query(LOAD).bind(ids).fetch_all(connection).await?;
-    let loaded = |row| {
-        let operation = tables::operation(row)?;
-        let request_bytes = row.try_get("request_bytes")?;
-        Ok((operation.id, Loaded { operation, request_bytes, changed: false }))
-    };
-    rows.iter().map(loaded).collect()
-}
-
-async fn save_contents(
-    connection: &mut PgConnection,
-    sql: &'static str,
-    contents: BTreeMap<OperationId, Content>,
-) -> sqlx::Result<()> {
-    if contents.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<_> = contents.keys().map(|id| id.0).collect();
-    let types: Vec<_> = contents.values().map(|content| plain(&content.content_type)).collect();
-    let bodies: Vec<_> = contents.values().map(|content| &content.body[..]).collect();
-    sqlx::query(sql).bind(ids).bind(types).bind(bodies).execute(connection).await.map(drop)
-}
-
-/// Numbers the entries. From here to the commit no other instance does.
-async fn save_entries(
-    connection: &mut PgConnection,
-    entries: &[(OperationId, String, Entry)],
-) -> sqlx::Result<Option<String>> {
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    sqlx::query_scalar(SAVE_ENTRIES)
-        .bind(entries.len() as i64)
-        .bind(entries.iter().map(|(id, ..)| id.0).collect::<Vec<_>>())
-        .bind(entries.iter().map(|(.., entry)| entry.number.into()).collect::<Vec<i64>>())
-        .bind(entries.iter().map(|(_, owner, _)| owner.as_str()).collect::<Vec<_>>())
-        .bind(entries.iter().map(|(.., entry)| entry.at.as_millisecond()).collect::<Vec<_>>())
-        .bind(entries.iter().map(|(.., entry)| entry.event_type.as_str()).collect::<Vec<_>>())
-        .bind(entries.iter().map(|(.., entry)| entry.data.to_string()).collect::<Vec<_>>())
-        .fetch_one(connection)
-        .await
-        .map(Some)
 }

@@ -7,6 +7,7 @@ mod columns;
 mod due;
 mod log;
 mod purge;
+mod rows;
 mod tables;
 mod used;
 mod webhooks;

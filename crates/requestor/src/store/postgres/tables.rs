@@ -9,7 +9,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-/// What makes the tables, in the order in which they came to be. Never change one: there are databases made with it.
+/// What makes the tables, in the order in which they came to be. Never change one: there are databases made with it. While
+/// one runs, instances of the version before go on, and what they have prepared as `select *` fails from a new column of
+/// that table on until they are replaced: a table beside it is better.
 pub(super) const MIGRATIONS: [&str; 1] = [CREATE];
 
 // The same as SQLite's, for the same reasons; times are milliseconds since 1970, JSON is text as it was written.
