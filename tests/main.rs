@@ -32,6 +32,7 @@ mod lease;
 mod library;
 mod lifecycle;
 mod machine_faults;
+mod many_instances;
 mod network;
 mod pipelines;
 mod publisher;

@@ -205,7 +205,8 @@ pub async fn empty(host: &VirtualHost, unattended: bool) -> Result<(), String> {
     let mut left = Vec::new();
     // An instance's own queue goes with its connection, and only that may look at it.
     let of_instance = |name: &str| {
-        let rest = name.strip_prefix("arr.control.").or_else(|| name.strip_prefix("arr.announce."));
+        let own = ["arr.control.", "arr.announce.", "arr.changed."];
+        let rest = own.iter().find_map(|prefix| name.strip_prefix(prefix));
         rest.is_some_and(|rest| rest.contains('.'))
     };
     for name in host.queues().await.into_iter().filter(|name| name.starts_with("arr.") && !of_instance(name)) {

@@ -1,18 +1,18 @@
 //! Accepts operations and drives each to its outcome, whoever asks: the HTTP side, or the program that this is part of.
 
 use crate::config::Config;
-use crate::gateway::{Gateway, Queues};
+use crate::gateway::{self, Gateway, Queues, Tell};
 use crate::kinds::Kinds;
 use crate::outcomes::{Awaiting, Outcomes, Seen};
 use crate::pace::Pace;
-use crate::store::{Created, NewOperation, Scope, Store, StoreError};
+use crate::store::{Changed, Created, NewOperation, Scope, Store, StoreError};
 use crate::sweeper;
 use crate::watch::Watch;
 use crate::webhook::{Deliverer, Secrets, Targets};
 use anyhow::Context;
 use jiff::Timestamp;
-use shared::crash;
 use shared::message::OperationId;
+use shared::{crash, database};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -52,9 +52,9 @@ impl Engine {
     pub(crate) async fn open(config: &Config, kinds: Kinds) -> anyhow::Result<(Self, Background)> {
         shared::telemetry::init_metrics();
         let watch = Watch::default();
-        let committed = watch.clone();
-        let committed = move |changes| committed.notify(changes);
+        let (tell, told) = gateway::hints();
         let (url, connections_max) = (config.store.url.expose(), config.store.connections_max);
+        let committed = committed(watch.clone(), tell, database::is_postgres(url));
         let store = Store::open(url, connections_max, config.rules(), committed).await.context("store")?;
         kinds.restore(store.announced().await.context("store")?);
         kinds.check_references()?;
@@ -62,7 +62,8 @@ impl Engine {
         let pace = Pace::new(kinds.clone(), bounds);
         pace.warm_up(&store).await.context("store")?;
         let outcomes = Outcomes::default();
-        let (gateway, queues) = Gateway::new(config, kinds.clone(), store.clone(), (pace.clone(), outcomes.clone()));
+        let (gateway, queues) =
+            Gateway::new(config, kinds.clone(), store.clone(), (pace.clone(), outcomes.clone(), watch.clone()), told);
         let targets = Arc::new(Targets::new(&config.webhooks)?);
         let secrets = Arc::new(Secrets::new(&config.webhooks.secrets, &config.callers));
         let webhooks = (Arc::clone(&secrets), Arc::clone(&targets));
@@ -141,10 +142,22 @@ impl Engine {
             }
             look = true;
             tokio::select! {
-                seen = awaiting.outcome() => return Ok(Some(seen)),
+                seen = awaiting.outcome() => if seen.is_some() {
+                    return Ok(seen);
+                },
                 () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
                 () = shutdown.cancelled() => {}
             }
         }
+    }
+}
+
+/// What is done after each commit. Other instances are told where there may be some.
+fn committed(watch: Watch, tell: Tell, is_shared: bool) -> impl Fn(Vec<Changed>) + Send + Sync + 'static {
+    move |changes| {
+        if is_shared && !changes.is_empty() {
+            let _ = tell.try_send(changes.clone());
+        }
+        watch.notify(changes);
     }
 }

@@ -42,6 +42,15 @@ impl Outcomes {
         }
     }
 
+    /// Another instance has changed these: who waits for them here is to read the store.
+    pub(crate) fn look(&self, ids: impl Iterator<Item = OperationId>) {
+        let waiters = self.lock();
+        for sender in ids.filter_map(|id| waiters.get(&id)) {
+            // Not over an outcome that was handed and not yet taken.
+            sender.send_modify(|_| {});
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<OperationId, Sender>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,16 +62,12 @@ impl Awaiting {
         self.id
     }
 
-    /// The outcome, when it is handed over.
-    pub(crate) async fn outcome(&mut self) -> Seen {
-        if let Some(outcome) = &mut self.outcome
-            // The sender stays in the map as long as this is held, so there is no error.
-            && outcome.changed().await.is_ok()
-            && let Some(seen) = outcome.borrow_and_update().as_deref()
-        {
-            return seen.clone();
-        }
-        std::future::pending().await
+    /// The outcome, when it is handed over; none when the store may have it.
+    pub(crate) async fn outcome(&mut self) -> Option<Seen> {
+        let outcome = self.outcome.as_mut()?;
+        // The sender stays in the map as long as this is held, so there is no error.
+        let _ = outcome.changed().await;
+        outcome.borrow_and_update().as_deref().cloned()
     }
 }
 
@@ -94,10 +99,13 @@ mod tests {
         assert!(both[0].outcome().now_or_never().is_none());
         outcomes.hand(&operation, Some(&result));
         for one in &mut both {
-            let seen = one.outcome().now_or_never().unwrap();
+            let seen = one.outcome().now_or_never().flatten().unwrap();
             assert_eq!((seen.operation.id, seen.result.as_ref()), (operation.id, Some(&result)));
         }
-        drop(both);
+        let mut late = outcomes.expect(OperationId::new());
+        outcomes.look([late.id(), operation.id].into_iter());
+        assert_eq!(late.outcome().now_or_never(), Some(None), "it is to be read");
+        drop((both, late));
         assert!(outcomes.lock().is_empty());
     }
 }

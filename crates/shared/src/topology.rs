@@ -24,6 +24,9 @@ pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 /// What providers serve: fanout exchange, to all instances of all requestor groups.
 pub const ANNOUNCE: &str = "arr.announce";
 
+/// What has changed in a store that several requestors share: direct exchange, routing key = the group.
+pub const CHANGED: &str = "arr.changed";
+
 /// Deliveries of a request that kill their provider before it becomes a dead letter (N+1 in all).
 const DELIVERY_LIMIT: i32 = 5;
 /// Replies and dead letters are never given up; from RabbitMQ 4.0 on the default of 20 would drop them.
@@ -39,6 +42,9 @@ const CALLS_MAX: i32 = 100_000;
 const CALL_QUEUE_EXPIRES_MS: i32 = 60_000;
 /// Announcements that wait for one requestor at most; beyond that the oldest are dropped. Each comes again.
 const ANNOUNCEMENTS_MAX: i32 = 10_000;
+
+/// Hints of changes that wait for one requestor at most; beyond that the oldest are dropped. Each is told by the store.
+const CHANGES_MAX: i32 = 1000;
 
 /// The queue that holds requests of `kind`.
 #[must_use]
@@ -75,6 +81,12 @@ pub fn instance_queue(group: &str, instance: &str) -> String {
 #[must_use]
 pub fn announcement_queue(group: &str, instance: &str) -> String {
     format!("arr.announce.{group}.{instance}")
+}
+
+/// The queue of one `instance` of a requestor group, to hear what others have changed. It goes with its connection.
+#[must_use]
+pub fn changes_queue(group: &str, instance: &str) -> String {
+    format!("arr.changed.{group}.{instance}")
 }
 
 /// The queue that holds dead letters of `kind`.
@@ -163,6 +175,30 @@ pub async fn declare_for_announcements(channel: &Channel, group: &str, instance:
     channel.queue_declare(queue.as_str().into(), passing, announcement_arguments()).await?;
     let options = QueueBindOptions::default();
     channel.queue_bind(queue.as_str().into(), ANNOUNCE.into(), "".into(), options, FieldTable::default()).await?;
+    Ok(queue)
+}
+
+/// Declares the exchange through which requestors that share a store tell each other what has changed.
+///
+/// # Errors
+/// What the broker says.
+pub async fn declare_changed(channel: &Channel) -> lapin::Result<()> {
+    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    channel.exchange_declare(CHANGED.into(), ExchangeKind::Direct, durable, FieldTable::default()).await
+}
+
+/// Declares the queue in which an `instance` of a requestor group hears what others have changed, and returns its name.
+///
+/// # Errors
+/// What the broker says.
+pub async fn declare_for_changes(channel: &Channel, group: &str, instance: &str) -> lapin::Result<String> {
+    let queue = changes_queue(group, instance);
+    let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(CHANGES_MAX));
+    channel.queue_declare(queue.as_str().into(), passing, arguments).await?;
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.as_str().into(), CHANGED.into(), group.into(), options, FieldTable::default()).await?;
     Ok(queue)
 }
 

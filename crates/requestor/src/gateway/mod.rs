@@ -2,6 +2,8 @@
 
 /// Hears what providers serve.
 mod announcements;
+/// Tells other instances what has changed, and hears it of them.
+mod changes;
 /// Answers what the broker has given up.
 mod dead_letters;
 /// Sends requests and wishes to cancel, and sees to it that they arrive.
@@ -13,6 +15,8 @@ use crate::operation::{Change, Event, Operation};
 use crate::outcomes::Outcomes;
 use crate::pace::Pace;
 use crate::store::{RequestId, Store};
+use crate::watch::Watch;
+pub(crate) use changes::{Tell, Told, hints};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -28,6 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// Deliveries of one consumer that may be unacknowledged: as many as the store commits together.
 const PREFETCH: u16 = 256;
@@ -47,6 +52,9 @@ struct Inner {
     store: Store,
     pace: Pace,
     outcomes: Outcomes,
+    watch: Watch,
+    /// Tells this process from others.
+    instance: Uuid,
     publisher: Publisher,
     /// `replies.users`.
     users: Vec<String>,
@@ -64,6 +72,7 @@ struct Inner {
 pub(crate) struct Queues {
     publish: PublishQueue,
     confirms: mpsc::UnboundedReceiver<Pending>,
+    told: Told,
 }
 
 impl Gateway {
@@ -73,7 +82,8 @@ impl Gateway {
         config: &Config,
         kinds: Kinds,
         store: Store,
-        (pace, outcomes): (Pace, Outcomes),
+        (pace, outcomes, watch): (Pace, Outcomes, Watch),
+        told: Told,
     ) -> (Self, Queues) {
         let (publisher, publish) = amqp::publisher(&config.broker);
         // Bounded by broker.publish_queue_max: each entry has a message in the publisher's queue or in its batch.
@@ -86,6 +96,8 @@ impl Gateway {
             store,
             pace,
             outcomes,
+            watch,
+            instance: Uuid::now_v7(),
             publisher,
             users: config.replies.users.clone(),
             message_bytes_max: config.broker.message_bytes_max,
@@ -94,7 +106,7 @@ impl Gateway {
             sending: Mutex::default(),
             invalid: Mutex::default(),
         }));
-        (gateway, Queues { publish, confirms: confirmed })
+        (gateway, Queues { publish, confirms: confirmed, told })
     }
 
     /// What is known of the broker.
@@ -111,7 +123,7 @@ impl Gateway {
 
     /// Serves until `shutdown`, over as many sessions as it takes.
     pub(crate) async fn run(&self, config: &Config, queues: Queues, shutdown: &CancellationToken) {
-        let Queues { mut publish, confirms } = queues;
+        let Queues { mut publish, confirms, told } = queues;
         let name = format!("requestor {}", config.group);
         let sessions = async {
             let mut supervisor = Supervisor::new(&config.broker, name, &self.0.status, shutdown);
@@ -126,7 +138,7 @@ impl Gateway {
         };
         tokio::select! {
             () = sessions => {}
-            () = self.note_sent(confirms) => {}
+            ((), ()) = async { tokio::join!(self.note_sent(confirms), self.tell(told)) } => {}
         }
     }
 
@@ -134,6 +146,10 @@ impl Gateway {
         let channel = session.consume_channel().await?;
         let kinds: Vec<_> = self.0.kinds.asked().into_iter().collect();
         amqp::call("declaring", topology::declare_for_requestor(&channel, &self.0.group, &kinds)).await?;
+        if self.0.store.is_shared() {
+            // Before anything is published to it.
+            amqp::call("declaring", topology::declare_changed(&channel)).await?;
+        }
         session.ready();
         let replies = topology::reply_queue(&self.0.group);
         let progress = topology::progress_queue(&self.0.group);
@@ -151,7 +167,8 @@ impl Gateway {
                 self.receive(&channel, &progress, parse).await
             },
             self.answer_all_dead_letters(session),
-            self.hear(session)
+            self.hear(session),
+            self.hear_changes(session)
         )?;
         Ok(())
     }

@@ -73,6 +73,11 @@ impl Store {
         }
     }
 
+    /// Whether other instances may use it as well.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// Returns when what was begun has ended, also what nobody waits for any more, and another process may open the store.
     /// Nothing may be asked of it after that.
     pub async fn close(&self) {
