@@ -38,3 +38,14 @@ async fn a_server_that_cannot_be_reached_is_named_without_the_password() {
     let said = format!("{:#}", Postgres::open(&url, 2, "store", &[]).await.unwrap_err());
     assert!(said.contains("127.0.0.1") && !said.contains("secret"), "{said}");
 }
+
+#[tokio::test]
+async fn a_database_whose_commits_can_be_lost_is_refused() {
+    let database = Server::shared().await.database().await;
+    let postgres = Postgres::open(database.url.expose(), 1, "store", &[]).await.unwrap();
+    let lose =
+        "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$";
+    postgres.run(sqlx::raw_sql(lose).execute(postgres.pool())).await.unwrap();
+    let said = format!("{:#}", Postgres::open(database.url.expose(), 1, "store", &[]).await.unwrap_err());
+    assert!(said.contains("synchronous_commit = off"), "{said}");
+}

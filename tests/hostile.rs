@@ -6,8 +6,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use harness::broker::{Broker, VirtualHost};
-use harness::pair::{Pair, sqlite};
+use harness::pair::Pair;
 use harness::process::Service;
+use harness::store::StoreOfTest;
 use jiff::Timestamp;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -296,16 +297,11 @@ async fn everything_delivered_three_times_has_one_effect_and_one_transition() {
         () = duplicate => panic!("the consumer was cancelled"),
         () = place => {}
     }
-    let count = |name: &str, sql: &str| {
-        let url = sqlite(pair.folder.path(), name);
-        let file = rusqlite::Connection::open(url.expose().strip_prefix("sqlite://").unwrap()).unwrap();
-        file.query_row(sql, [], |row| row.get::<_, usize>(0)).unwrap()
-    };
-    assert_eq!(count("provider", "select stock from inventory where sku = 'mouse'"), 5000 - ORDERS);
-    assert_eq!(
-        count("requestor", "select count(*) from operations where status = 2 and late_outcome is null"),
-        ORDERS + 1
-    );
+    let ledger = rusqlite::Connection::open(pair.folder.path().join("provider.db")).unwrap();
+    let stock = "select stock from inventory where sku = 'mouse'";
+    assert_eq!(ledger.query_row(stock, [], |row| row.get::<_, usize>(0)).unwrap(), 5000 - ORDERS);
+    let succeeded = "select count(*) from operations where status = 2 and late_outcome is null";
+    assert_eq!(pair.store.numbers(succeeded).await, [ORDERS as i64 + 1]);
     assert!(pair.metric("arr_duplicate_messages_total", "").await >= 2.0 * ORDERS as f64);
     stranger.channel.queue_delete("copies".into(), Default::default()).await.unwrap();
     pair.finish().await;
@@ -426,12 +422,12 @@ async fn a_stored_request_that_cannot_be_sent_fails_alone() {
     let bad = pair.submit("echo", &json!("bad")).await;
     let good = pair.submit("echo", &json!("good")).await;
     pair.stop_requestor().await;
-    let url = sqlite(pair.folder.path(), "requestor");
-    let file = rusqlite::Connection::open(url.expose().strip_prefix("sqlite://").unwrap()).unwrap();
-    let id: uuid::Uuid = bad.parse().unwrap();
-    let sql = "update operations set traceparent = ?2 where id = ?1";
-    assert_eq!(file.execute(sql, rusqlite::params![id, "x".repeat(200 * 1024)]).unwrap(), 1);
-    drop(file);
+    let sql = format!("update operations set traceparent = '{}' where id = ", "x".repeat(200 * 1024));
+    let id = match &pair.store {
+        StoreOfTest::File(_) => format!("x'{}'", bad.replace('-', "")),
+        StoreOfTest::Database(_) => format!("'{bad}'"),
+    };
+    assert_eq!(pair.store.execute(&(sql + &id)).await, 1);
     pair.start_requestor();
     pair.start_provider();
     assert_eq!(pair.result(&good).await, "good");

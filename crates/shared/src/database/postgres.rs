@@ -14,6 +14,8 @@ const TRIED_AFTER: Duration = Duration::from_secs(1);
 const MIGRATION_TIMEOUT: &str = "set local lock_timeout = '5min'; set local statement_timeout = 0";
 /// The lock under which tables are brought up to date; any number that others do not use.
 const MIGRATION_LOCK: i64 = 0x6172_725f_7461_626c;
+/// The first that tells what became of a transaction by its 64-bit number.
+const VERSION_MIN: i32 = 130_000;
 const VERSIONS: &str = "create table if not exists schema_versions (part text primary key, version integer not null)";
 
 /// A PostgreSQL database, which any number of processes may use at once.
@@ -101,7 +103,13 @@ pub(super) fn options(url: &str) -> anyhow::Result<PgConnectOptions> {
 
 /// A commit that is not on disk when it returns would break every promise.
 async fn check(pool: &PgPool) -> anyhow::Result<()> {
-    let synchronous: String = sqlx::query_scalar("show synchronous_commit").fetch_one(pool).await?;
+    let settings = "select current_setting('server_version_num')::int, current_setting('synchronous_commit')";
+    let (version, synchronous): (i32, String) = sqlx::query_as(settings).fetch_one(pool).await?;
+    ensure!(
+        version >= VERSION_MIN,
+        "this PostgreSQL server is of version {}; 13 is the first that will do",
+        version / 10_000
+    );
     ensure!(
         synchronous != "off",
         "this PostgreSQL database has synchronous_commit = off, so commits can be lost; set it on"

@@ -21,12 +21,13 @@ const TO_SEND: &str = "with due as (
     select claimed.*, r.content_type, r.body from claimed join requests r on r.id = claimed.id
     join due on due.id = claimed.id order by due.due_at";
 // What a provider has said since, of how long to wait, stands. Rows are locked in the order in which all are.
-const SENT: &str = "with locked as (select id from operations where id = any($1) order by id for update)
+const SENT: &str = "with locked as (
+        select n.* from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+            as n (id, step, attempt, sends, sent_at, next_send_at)
+        join operations o on o.id = n.id order by o.id for update of o)
     update operations o set sends = n.sends, next_send_at =
         case when o.progress_sequence > 0 and o.updated_at >= n.sent_at then o.next_send_at else n.next_send_at end
-    from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-        as n (id, step, attempt, sends, sent_at, next_send_at), locked
-    where n.id = locked.id and o.id = n.id and o.status < 2 and o.step = n.step and o.attempt = n.attempt";
+    from locked n where o.id = n.id and o.status < 2 and o.step = n.step and o.attempt = n.attempt";
 const TO_CANCEL: &str = "select * from operations where status < 2 and cancel_requested and next_cancel_at <= $1
     order by next_cancel_at limit $2 for update skip locked";
 const CANCELED: &str = "update operations o set cancels = cancels + 1, next_cancel_at = n.at
@@ -36,8 +37,8 @@ const OVERDUE: &str = "select id from operations where status < 2 and deadline <
 const CLAIM_WORK: &str = "insert into claims values ($1, $2, clock_timestamp() + make_interval(secs => $3))
     on conflict (work) do update set holder = excluded.holder, until = excluded.until
     where claims.holder = excluded.holder or claims.until <= clock_timestamp()";
-const TOOK_LATELY: &str = "select created_at, ended_at from operations
-    where kind = $1 and status = 2 and attempts_before = 0 and ended_at is not null order by id desc limit $2";
+const TOOK_LATELY: &str = "select created_at, ended_at from operations where kind >= $1 and kind <= $1 and status = 2
+    and attempts_before = 0 and ended_at is not null order by kind desc, id desc limit $2";
 const OPEN_OF_KIND: &str = "select id from operations where kind = $1 and status < 2 order by id limit $2";
 
 impl PostgresStore {

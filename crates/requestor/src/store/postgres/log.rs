@@ -16,10 +16,13 @@ const OF_OPERATION: &str = "select o.events as last, o.status >= 2 as ended, o.k
     ) e on true where o.id = $1 and ($4::text is null or o.owner = $4) order by e.number";
 const OF_ALL: &str = "select e.*, (select kind from operations o where o.id = e.id) as kind
     from events e where sequence > $1 order by sequence limit $2";
+// A range of one owner in the order of the index: with `owner = $3` a plan may read the events of all others to find
+// those of one who has few.
 const OF_OWNER: &str = "select e.*, (select kind from operations o where o.id = e.id) as kind
-    from events e where owner = $3 and sequence > $1 order by sequence limit $2";
+    from events e where owner >= $3 and owner <= $3 and sequence > $1 order by owner, sequence limit $2";
 const HOW_FAR: &str = "select last, (select sequence from events_forgotten) from events_counter";
-const BEYOND: &str = "select exists (select 1 from events where owner = $1 and sequence > $2 limit 1 offset $3)";
+const BEYOND: &str = "select exists (select from events
+    where owner >= $1 and owner <= $1 and sequence > $2 order by owner, sequence limit 1 offset $3)";
 const OPEN_OF_ALL: &str = "select c.last, o.* from events_counter c left join lateral (
         select * from operations where status < 2 order by id desc limit $1) o on true order by o.id desc";
 const OPEN_OF_OWNER: &str = "select c.last, o.* from events_counter c left join lateral (

@@ -65,12 +65,16 @@ impl PostgresStore {
 
     pub(in crate::store) async fn list(&self, scope: Scope, filter: Filter) -> Result<Vec<Operation>, StoreError> {
         let status = filter.status.and_then(|name| STATUSES.iter().position(|status| *status == name));
+        // A range of one in the order of an index: with `=` a plan may look at all operations to find few.
         let mut sql = QueryBuilder::new("select * from operations where true");
-        if let Some(owner) = scope.owner() {
-            sql.push(" and owner = ").push_bind(owner);
-        }
+        let mut order = " order by id desc limit ";
         if let Some(kind) = &filter.kind {
-            sql.push(" and kind = ").push_bind(kind);
+            sql.push(" and kind between ").push_bind(kind).push(" and ").push_bind(kind);
+            order = " order by kind desc, id desc limit ";
+        }
+        if let Some(owner) = scope.owner() {
+            sql.push(" and owner between ").push_bind(owner).push(" and ").push_bind(owner);
+            order = " order by owner desc, id desc limit ";
         }
         if let Some(status) = status {
             sql.push(" and status = ").push_bind(status as i16);
@@ -78,7 +82,7 @@ impl PostgresStore {
         if let Some(before) = filter.before {
             sql.push(" and id < ").push_bind(before.0);
         }
-        sql.push(" order by id desc limit ").push_bind(filter.limit as i64);
+        sql.push(order).push_bind(filter.limit as i64);
         self.rows(sql.build(), tables::operation).await
     }
 
