@@ -4,10 +4,10 @@
 # Tests mostly wait, for brokers and for time to pass, so more of them run at once than there are cores.
 TEST_THREADS ?= 6
 
-.PHONY: help demo up test model chaos mutants docs check fmt clean
+.PHONY: help demo up test model chaos bench bench-page mutants docs check fmt clean
 
 help: ## Show this list.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: ## Show the whole stack at work, then end.
 	@cargo build --locked --workspace --bins
@@ -27,6 +27,13 @@ model: ## Explore the model of the protocol and its mutants.
 chaos: ## Do harm under load, and check every promise: REQUESTS=10000 SEED=1 CRASH_POINTS=100 BROKER=docker
 	@cargo build --locked --workspace --bins
 	@cargo run --quiet --locked --package tests --bin chaos -- run $(CHAOS_FLAGS)
+
+bench: ## Measure against loops written by hand: SECONDS_EACH=2 ROUNDS=3 ONLY=http PAYLOAD=4096
+	cargo build --release --locked --workspace --bins
+	@target/release/bench run
+
+bench-page: ## Write docs/performance.md and its plots from the last measurement.
+	@cargo run --quiet --release --locked --package tests --bin bench -- page
 
 mutants: ## Take each mechanism away in turn: the tests must notice. About 20 minutes.
 	@tests/mutants/run

@@ -28,7 +28,7 @@ async fn a_job_longer_than_the_acknowledgement_timeout_is_carried_out_once() {
 }
 
 async fn acknowledged_early_it_is_never_taken_away(host: VirtualHost) {
-    let mut pair = Pair::prepare_on(host);
+    let mut pair = Pair::prepare_on(host).await;
     pair.provider_config.ack_hold = Duration::from_secs(20);
     let (executions, redelivered) = run_long_job(&mut pair).await;
     assert_eq!((executions, redelivered), (1, 0));
@@ -36,7 +36,7 @@ async fn acknowledged_early_it_is_never_taken_away(host: VirtualHost) {
 }
 
 async fn taken_away_it_goes_on_and_the_copy_joins(host: VirtualHost) {
-    let mut pair = Pair::prepare_on(host);
+    let mut pair = Pair::prepare_on(host).await;
     pair.provider_config.ack_hold = Duration::from_secs(600);
     let (executions, redelivered) = run_long_job(&mut pair).await;
     assert!(executions == 1 && redelivered > 0, "executions {executions}, redelivered {redelivered}");

@@ -328,7 +328,7 @@ async fn queues_that_came_back_without_a_process_serve_again_once_they_are_delet
     if !broker.version().await.unwrap().starts_with("3.") {
         return;
     }
-    let mut pair = Pair::prepare_on(broker.virtual_host().await);
+    let mut pair = Pair::prepare_on(broker.virtual_host().await).await;
     pair.requestor_config.redrive.waiting = Duration::from_secs(1);
     pair.requestor_config.redrive.waiting_max = Duration::from_secs(2);
     pair.start_requestor();

@@ -92,10 +92,8 @@ async fn the_log_is_forgotten_with_its_operation() {
         if status == 410 { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
-    let store = rusqlite::Connection::open(pair.folder.path().join("requestor.db")).unwrap();
     for table in ["operations", "requests", "results", "events"] {
-        let rows: u32 = store.query_row(&format!("select count(*) from {table}"), [], |row| row.get(0)).unwrap();
-        assert_eq!(rows, 0, "{table}");
+        assert_eq!(pair.store.numbers(&format!("select count(*) from {table}")).await, [0], "{table}");
     }
     pair.finish().await;
 }

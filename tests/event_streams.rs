@@ -4,6 +4,7 @@ use crate::callers::add;
 use crate::stand_in::StandIn;
 use harness::eventually;
 use harness::pair::Pair;
+use harness::store::StoreOfTest;
 use harness::streams::{Begin, ServerSent, Socket, Told};
 use serde_json::{Value, json};
 use shared::message::Request;
@@ -204,14 +205,22 @@ async fn who_cannot_go_on_is_told_how_things_are() {
 }
 
 /// Events that a requestor might have written, more than all buffers on the way to a reader hold.
-fn write_events(pair: &Pair, id: &str, from: u32, count: u32) {
-    let store = rusqlite::Connection::open(pair.folder.path().join("requestor.db")).unwrap();
-    let id = uuid::Uuid::parse_str(id).unwrap();
-    let sql = "with recursive n(n) as (values (?2) union all select n + 1 from n where n < ?2 + ?3 - 1)
-        insert into events (id, number, owner, at, type, data) select ?1, n, 'anonymous', 1, 'progress', ?4 from n";
-    let data = json!({ "message": "x".repeat(1000) }).to_string();
-    store.busy_timeout(Duration::from_secs(10)).unwrap();
-    assert_eq!(store.execute(sql, rusqlite::params![id, from, count, data]).unwrap(), count as usize);
+async fn write_events(pair: &Pair, id: &str, from: u32, count: u32) {
+    let (last, data) = (from + count - 1, json!({ "message": "x".repeat(1000) }));
+    let numbers = format!("with recursive n(n) as (values ({from}) union all select n + 1 from n where n < {last})");
+    let written = match &pair.store {
+        StoreOfTest::File(_) => {
+            let id = id.replace('-', "");
+            let columns = format!("x'{id}', n, 'anonymous', 1, 'progress', '{data}'");
+            format!("{numbers} insert into events (id, number, owner, at, type, data) select {columns} from n")
+        }
+        StoreOfTest::Database(_) => format!(
+            "{numbers}, counter as (update events_counter set last = last + {count} returning last - {count} as base)
+            insert into events (sequence, id, number, owner, at, type, data)
+            select base + n - {from} + 1, '{id}', n, 'anonymous', 1, 'progress', '{data}' from n, counter"
+        ),
+    };
+    assert_eq!(pair.store.execute(&written).await, u64::from(count));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,11 +236,11 @@ async fn a_reader_that_falls_behind_gets_a_snapshot_and_goes_on_from_there() {
     let first = slow.next().await.unwrap().unwrap();
     assert_eq!(first.document["reason"], "start");
     // 9,000 are within the limit, so it is sent them until nothing more fits between it and the requestor.
-    write_events(&pair, &id, 1000, 9000);
+    write_events(&pair, &id, 1000, 9000).await;
     provider.report(&request, 60.0, None).await;
     let mut quick = ServerSent::open(&pair, "/v1/events", after(2)).await.unwrap();
     while quick.next().await.unwrap().unwrap().id.unwrap() < 9002 {}
-    write_events(&pair, &id, 10_000, 11_000);
+    write_events(&pair, &id, 10_000, 11_000).await;
     provider.report(&request, 70.0, None).await;
     while quick.next().await.unwrap().unwrap().id.unwrap() < 20_000 {}
 
@@ -275,7 +284,7 @@ async fn a_reader_that_takes_nothing_loses_its_place() {
     stream.next().await.unwrap().unwrap();
     socket.next().await.unwrap().unwrap();
     assert_eq!(ServerSent::open(&pair, "/v1/events", START).await.unwrap().status, 503);
-    write_events(&pair, &id, 1000, 9000);
+    write_events(&pair, &id, 1000, 9000).await;
     provider.succeed(&request, "2").await;
     let places = async || {
         let first = ServerSent::open(&pair, &path(&id), START).await.unwrap();

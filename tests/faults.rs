@@ -66,7 +66,7 @@ async fn connections_that_are_cut_again_and_again_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_killed_with_requests_in_flight_loses_nothing() {
     let mut broker = Broker::start().await.unwrap();
-    let mut pair = Pair::prepare_on(broker.virtual_host().await);
+    let mut pair = Pair::prepare_on(broker.virtual_host().await).await;
     // A queue may be lost with what is in it, if the broker is of those that come back without its process.
     pair.requestor_config.redrive.waiting = std::time::Duration::from_secs(5);
     pair.start_requestor();
@@ -92,7 +92,7 @@ async fn a_broker_killed_with_requests_in_flight_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resource_alarm_is_waited_for() {
     let broker = Broker::start().await.unwrap();
-    let mut pair = Pair::prepare_on(broker.virtual_host().await);
+    let mut pair = Pair::prepare_on(broker.virtual_host().await).await;
     // Far shorter than the alarm, which must not count against the connection.
     let confirm_timeout = std::time::Duration::from_millis(500);
     pair.requestor_config.broker.confirm_timeout = confirm_timeout;

@@ -156,9 +156,7 @@ async fn two_thousand_orders_survive_fifteen_kills() {
     }
     // Orders whose 202 was lost with the requestor are placed as well, and must have ended before stock is counted.
     stack.caller.none_open().await;
-    let all = rusqlite::Connection::open(stack.folder.path().join("requestor.db")).unwrap();
-    let recorded: i64 =
-        all.query_row("select count(*) from operations where status = 2", [], |row| row.get(0)).unwrap();
+    let [recorded] = stack.store.numbers("select count(*) from operations where status = 2").await;
     let (stock, orders) = taken(stack.folder.path());
     eprintln!(
         "accepted {}, succeeded {succeeded}, recorded {recorded}, orders {orders}, stock taken {}",

@@ -61,13 +61,11 @@ async fn each_answer_to_a_submit_tells_what_is_left_of_the_rate() {
 }
 
 /// Whether what is counted is what is there.
-fn counted_right(pair: &Pair) {
-    let store = rusqlite::Connection::open(pair.folder.path().join("requestor.db")).unwrap();
-    let sum = |sql: &str| store.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap();
+async fn counted_right(pair: &Pair) {
     let there = "select (select count(*) from operations where status < 2),
         (select 1024 * count(*) from operations) + (select coalesce(sum(length(body)), 0) from requests)
         + (select coalesce(sum(length(body)), 0) from results)";
-    assert_eq!(sum("select open, bytes from used"), sum(there));
+    assert_eq!(pair.store.numbers::<2>("select open, bytes from used").await, pair.store.numbers(there).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +97,7 @@ async fn open_operations_are_counted_across_restarts_and_retries() {
     pair.ended(&failed).await;
     pair.request("POST", &format!("/v1/operations/{failed}/retry")).send().await.unwrap();
     refused(pair.try_submit("echo", &json!(3)).await.unwrap(), "open").await;
-    counted_right(&pair);
+    counted_right(&pair).await;
     for _ in 0..2 {
         let request = provider.request("echo").await;
         provider.succeed(&request, "1").await;
@@ -111,7 +109,7 @@ async fn open_operations_are_counted_across_restarts_and_retries() {
         provider.succeed(&provider.request("echo").await, result).await;
     }
     pair.ended(&steps).await;
-    counted_right(&pair);
+    counted_right(&pair).await;
     provider.leave().await;
     pair.finish().await;
 }
@@ -138,7 +136,7 @@ async fn bytes_are_free_again_once_their_operations_are_forgotten() {
     .await;
     assert_eq!(pair.get(&format!("/v1/operations/{id}")).await.status(), 410);
     pair.ended(&next).await;
-    counted_right(&pair);
+    counted_right(&pair).await;
     pair.finish().await;
 }
 

@@ -484,15 +484,10 @@ async fn deliveries_are_forgotten_with_their_operation() {
         if status == 410 { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
-    let store = rusqlite::Connection::open(pair.folder.path().join("requestor.db")).unwrap();
     for table in ["operations", "webhooks", "webhook_attempts"] {
-        let rows: u32 = store.query_row(&format!("select count(*) from {table}"), [], |row| row.get(0)).unwrap();
-        assert_eq!(rows, 0, "{table}");
+        assert_eq!(pair.store.numbers(&format!("select count(*) from {table}")).await, [0], "{table}");
     }
-    let used: (i64, i64) =
-        store.query_row("select open, bytes from used", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    assert_eq!(used, (0, 0));
-    drop(store);
+    assert_eq!(pair.store.numbers("select open, bytes from used").await, [0, 0]);
     finish(pair, provider).await;
 }
 

@@ -16,6 +16,8 @@ pub mod ffmpeg;
 pub mod orders;
 /// Both services in this process.
 pub mod pair;
+/// Databases of PostgreSQL, one a test.
+pub mod postgres;
 /// The services as processes, to be killed.
 pub mod process;
 /// A relay in front of a broker: cuts, holds, slows, and knows AMQP well enough to lose and repeat messages.
@@ -24,8 +26,11 @@ pub mod proxy;
 pub mod python;
 /// Both services as processes.
 pub mod services;
+/// What requestors of tests keep their operations in.
+pub mod store;
 /// Readers of event streams, over connections that can be cut at any byte.
 pub mod streams;
+mod watchdog;
 /// A receiver of webhooks.
 pub mod webhook_receiver;
 

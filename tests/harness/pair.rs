@@ -1,5 +1,6 @@
 use super::broker::{Broker, VirtualHost};
 use super::caller::Caller;
+use super::store::StoreOfTest;
 use anyhow::Context;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -20,6 +21,8 @@ pub struct Pair {
     pub host: VirtualHost,
     /// Where both keep their files.
     pub folder: TempDir,
+    /// What the requestor keeps its operations in.
+    pub store: StoreOfTest,
     /// The requestor's configuration.
     pub requestor_config: requestor::config::Config,
     /// The provider's configuration.
@@ -55,21 +58,21 @@ impl Pair {
 
     /// Makes everything and starts nothing.
     pub async fn prepare() -> Self {
-        Self::prepare_on(Broker::shared().await.virtual_host().await)
+        Self::prepare_on(Broker::shared().await.virtual_host().await).await
     }
 
     /// Makes everything in `host` and starts nothing.
     ///
     /// # Panics
     /// When the default configuration is not valid.
-    #[must_use]
-    pub fn prepare_on(host: VirtualHost) -> Self {
+    pub async fn prepare_on(host: VirtualHost) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let store = StoreOfTest::prepare(folder.path()).await;
         let port = super::free_port();
         let mut requestor_config = requestor::config::Config::load(None).unwrap();
         requestor_config.http.listen.set_port(port);
         requestor_config.broker.url = SecretUrl::new(&host.url);
-        requestor_config.store.url = sqlite(folder.path(), "requestor");
+        requestor_config.store.url = store.url();
         let mut provider_config = provider::Config::load(None).unwrap();
         provider_config.http.listen.set_port(0);
         provider_config.broker.url = SecretUrl::new(&host.url);
@@ -78,7 +81,7 @@ impl Pair {
         // Panics that a test asks for and brokers that it takes away would only look like failures.
         provider_config.log.filter = "off".into();
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));
-        Self { host, folder, requestor_config, provider_config, requestor: None, provider: None, caller }
+        Self { host, folder, store, requestor_config, provider_config, requestor: None, provider: None, caller }
     }
 
     /// Starts the requestor.

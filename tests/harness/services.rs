@@ -1,6 +1,7 @@
 use super::broker::{Broker, VirtualHost};
 use super::caller::Caller;
 use super::process::Service;
+use super::store::StoreOfTest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -11,6 +12,8 @@ pub struct Services {
     pub host: VirtualHost,
     /// Where both keep their files.
     pub folder: TempDir,
+    /// What the requestor keeps its operations in.
+    pub store: StoreOfTest,
     /// The requestor.
     pub requestor: Service,
     /// The provider, with one core for an analysis, so that it takes seconds on any machine.
@@ -27,10 +30,11 @@ impl Services {
     pub async fn prepare(query: &str) -> Self {
         let (host, folder) = (Broker::shared().await.virtual_host().await, tempfile::tempdir().unwrap());
         let url = format!("{}{query}", host.url);
-        let requestor = Service::requestor(&url, folder.path());
+        let store = StoreOfTest::prepare(folder.path()).await;
+        let requestor = Service::requestor(&url, folder.path()).with("REQUESTOR_STORE__URL", store.url().expose());
         let provider = Service::provider(&url, folder.path()).with("RAYON_NUM_THREADS", "1");
         let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
-        Self { host, folder, requestor, provider, caller }
+        Self { host, folder, store, requestor, provider, caller }
     }
 
     /// Checks that nothing is left in any queue, after both were stopped.

@@ -124,6 +124,7 @@ pub struct AnnouncementsConfig {
 #[expect(missing_docs, reason = "the annotated file describes each key")]
 pub struct StoreConfig {
     pub url: SecretUrl,
+    pub connections_max: u32,
 }
 
 /// The section `[operations]`.
@@ -270,6 +271,8 @@ impl Config {
         anyhow::ensure!(topology::is_group(&self.group), "group {:?}: use a-z, 0-9 and hyphens", self.group);
         self.broker.validate()?;
         database::validate_url(self.store.url.expose()).context("store.url")?;
+        // The writer must not wait for those who read.
+        anyhow::ensure!(self.store.connections_max >= 2, "store.connections_max: at least 2");
         callers::validate(&self.callers, &self.quotas)?;
         self.http.validate(!self.callers.is_empty())?;
         anyhow::ensure!(

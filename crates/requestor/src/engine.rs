@@ -54,7 +54,8 @@ impl Engine {
         let watch = Watch::default();
         let committed = watch.clone();
         let committed = move |changes| committed.notify(changes);
-        let store = Store::open(config.store.url.expose(), config.rules(), committed).context("store")?;
+        let (url, connections_max) = (config.store.url.expose(), config.store.connections_max);
+        let store = Store::open(url, connections_max, config.rules(), committed).await.context("store")?;
         kinds.restore(store.announced().await.context("store")?);
         kinds.check_references()?;
         let bounds = (config.http.retry_after_min, config.http.retry_after_max);

@@ -66,6 +66,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         http_ended.cancel();
         anyhow::Ok(served)
     };
-    let (served, ()) = tokio::try_join!(server, engine.run(&config, background, &shutdown, &http_ended))?;
-    served
+    let ended = tokio::try_join!(server, engine.run(&config, background, &shutdown, &http_ended));
+    engine.store.close().await;
+    ended?.0
 }

@@ -98,6 +98,7 @@ impl Requestor {
             if let Err(error) = Box::pin(engine.run(config, background, shutdown, shutdown)).await {
                 tracing::error!(%error, "the requestor ended");
             }
+            engine.store.close().await;
             // Who waits for an outcome need not wait for what will not come.
             shutdown.cancel();
         });

@@ -25,7 +25,9 @@ pub(crate) async fn run(store: &Store, gateway: &Gateway, config: &Config, shutd
             _ = tick.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep(store, gateway, config)).await {
+        // On the heap: it holds all that a sweep does.
+        let sweep = Box::pin(sweep(store, gateway, config));
+        if let Some(Err(error)) = shutdown.run_until_cancelled(sweep).await {
             tracing::warn!(%error, "cannot sweep now");
         }
     }

@@ -2,13 +2,12 @@
 pub mod cluster;
 mod node;
 
+use super::watchdog::Watchdog;
 use super::{PATIENCE, environment, free_port};
 use anyhow::{Context, bail, ensure};
 use lapin::{Connection, ConnectionProperties};
 use node::Node;
-use std::io::Write;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use testcontainers::core::{CmdWaitFor, ExecCommand, IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
@@ -385,28 +384,8 @@ impl VirtualHost {
     }
 }
 
-/// A shell that cleans up when this process is gone, even by kill -9: then its standard input ends.
-#[derive(Debug)]
-struct Watchdog(Child);
-
-impl Watchdog {
-    fn new(clean: &str) -> anyhow::Result<Self> {
-        let script = format!("read line; [ \"$line\" = off ] || {{ {clean}; }}");
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        Ok(Self(shell.spawn().context("cannot start sh")?))
-    }
-
-    fn call_off(mut self) {
-        if let Some(mut input) = self.0.stdin.take() {
-            let _ = input.write_all(b"off\n");
-        }
-        let _ = self.0.wait();
-    }
-}
-
-/// Whether a broker of our own is a container, by `BROKER` or by what there is.
-fn in_container() -> anyhow::Result<bool> {
+/// Whether a broker of our own, or a database, is a container, by `BROKER` or by what there is.
+pub(super) fn in_container() -> anyhow::Result<bool> {
     match environment("BROKER").as_deref() {
         Some("docker") => Ok(true),
         Some("node") => Ok(false),

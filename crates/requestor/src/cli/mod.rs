@@ -1,5 +1,7 @@
 //! The command line: `serve`, and a small client of the HTTP interface.
 
+/// `requestor bench`.
+pub mod bench;
 mod client;
 mod show;
 mod stream;
@@ -109,6 +111,13 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Measure how fast a running stack is.
+    Bench {
+        #[command(flatten)]
+        arguments: bench::Arguments,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// API keys for the callers of the configuration.
     Key {
         #[command(subcommand)]
@@ -152,6 +161,9 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Config => shared::exit::run(async { shared::exit::print(&config) }),
         Command::Key { command: KeyCommand::New } => shared::exit::run(async { show::key(&key::new()?) }),
         Command::Healthcheck => shared::exit::run(shared::http::check(config.http.listen, config.http.tls.is_on())),
+        Command::Bench { arguments, remote } => {
+            shared::exit::run(async move { Box::pin(bench::run(arguments, config, &remote)).await })
+        }
         Command::Submit { kind, request, wait, timeout, idempotency_key, remote } => shared::exit::run(async move {
             let client = remote.client(&config)?;
             let accepted =
@@ -212,9 +224,13 @@ fn serve(mut config: Config) -> ExitCode {
 }
 
 impl Remote {
+    fn base_url(&self, config: &Config) -> String {
+        let configured = || format!("{}://{}", config.http.scheme(), shared::http::reachable(config.http.listen));
+        self.url.clone().unwrap_or_else(configured)
+    }
+
     fn client(&self, config: &Config) -> anyhow::Result<Client> {
-        let configured = format!("{}://{}", config.http.scheme(), shared::http::reachable(config.http.listen));
-        Client::new(self.url.as_deref().unwrap_or(&configured), self.key.as_deref())
+        Client::new(&self.base_url(config), self.key.as_deref())
     }
 }
 

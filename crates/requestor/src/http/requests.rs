@@ -25,7 +25,8 @@ const BYTES_AGAIN_SECONDS: u64 = 60;
 /// `POST /v1/requests/{kind}`: stores the request, sends it, and answers 202; or the result if the caller waits and
 /// it comes in time.
 pub(super) async fn submit(State(app): State<App>, caller: Caller, given: Result<Given, Error>) -> Response {
-    counted(&app, &caller, async {
+    // On the heap, since it is long.
+    let answer = Box::pin(async {
         let given = given?;
         let headers = given.headers.clone();
         let submission = given.read(&app, &caller).await?;
@@ -33,15 +34,16 @@ pub(super) async fn submit(State(app): State<App>, caller: Caller, given: Result
         let wait = prefer.wait_at_most(app.0.http.wait_max);
         let awaiting = (!wait.is_zero()).then(|| app.0.engine.outcomes.expect(submission.operation.id));
         let (operation, _answering) = accept(&app, &caller, submission).await?;
-        Ok(answer(&app, &caller, operation, (&prefer, wait, awaiting), &headers).await)
-    })
-    .await
+        Ok(accepted(&app, &caller, operation, (&prefer, wait, awaiting), &headers).await)
+    });
+    counted(&app, &caller, answer).await
 }
 
 /// `POST /v1/call/{kind}`: the same for callers who know synchronous calls only. Answers with the result, or with the
 /// problem that the operation ended with.
 pub(super) async fn call(State(app): State<App>, caller: Caller, given: Result<Given, Error>) -> Response {
-    counted(&app, &caller, async {
+    // On the heap, since it is long.
+    let answer = Box::pin(async {
         let given = given?;
         let headers = given.headers.clone();
         let submission = given.read(&app, &caller).await?;
@@ -61,8 +63,8 @@ pub(super) async fn call(State(app): State<App>, caller: Caller, given: Result<G
             response.headers_mut().insert(PREFERENCE_APPLIED, applied);
         }
         Ok(response)
-    })
-    .await
+    });
+    counted(&app, &caller, answer).await
 }
 
 /// Counts the request, and answers it if it is not one too many. Every answer tells what is left.
@@ -103,7 +105,7 @@ async fn accept(app: &App, caller: &Caller, submission: Submission) -> Result<(O
 }
 
 /// The request is accepted whatever happens now: a store that cannot be read leaves it at 202.
-async fn answer(
+async fn accepted(
     app: &App,
     caller: &Caller,
     mut operation: Operation,

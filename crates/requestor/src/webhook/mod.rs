@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 const EVERY: Duration = Duration::from_millis(250);
 /// The pause before the store is asked again to take what it could not take.
 const STORE_RETRY: Duration = Duration::from_millis(250);
+/// How much longer than an attempt may take no other instance makes it: for writing down what came of it.
+const CLAIM: Duration = Duration::from_secs(5);
 /// How long attempts under way may take to end at a shutdown. What is cut off is sent again after the next start.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -92,13 +94,20 @@ impl Deliverer {
         if under_way.len() >= all {
             return Ok(());
         }
-        // Those under way are still due in the store, and are among these: they were due before the others of their host.
-        for delivery in self.0.store.webhooks_due(Timestamp::now(), all, per_host).await? {
-            let of_host = under_way.values().filter(|(_, host)| *host == delivery.host).count();
+        let now = Timestamp::now();
+        // Those under way may still be due in the store, and are among these: they were due before the others of their host.
+        let mut chosen = Vec::<Delivery>::new();
+        for delivery in self.0.store.webhooks_due(now, all, per_host).await? {
+            let hosts = under_way.values().map(|(_, host)| host).chain(chosen.iter().map(|other| &other.host));
+            let of_host = hosts.filter(|host| **host == delivery.host).count();
             let begun = under_way.values().any(|(id, _)| *id == delivery.id);
-            if begun || of_host >= per_host || under_way.len() >= all {
-                continue;
+            if !begun && of_host < per_host && under_way.len() + chosen.len() < all {
+                chosen.push(delivery);
             }
+        }
+        let claims = chosen.iter().map(|delivery| delivery.id).collect();
+        let ours = self.0.store.claim_webhooks(claims, now, after(now, self.0.config.timeout + CLAIM)).await?;
+        for delivery in chosen.into_iter().filter(|delivery| ours.contains(&delivery.id)) {
             let (id, host) = (delivery.id, delivery.host.clone());
             let inner = Arc::clone(&self.0);
             let task = attempts.spawn(async move { inner.attempt(delivery).await });

@@ -1,31 +1,20 @@
 //! What is kept for each owner: idempotency keys, what is used of the quotas, and which operations were forgotten.
 
-use super::sqlite::Log;
 use super::tables::{from_row, save, save_content};
-use super::{Created, IdempotencyKey, NewOperation, Room, Scope, Store, StoreError};
+use super::{Log, SqliteStore};
 use crate::operation::Operation;
+use crate::store::types::{RECORD_BYTES, signed};
+use crate::store::{Created, IdempotencyKey, NewOperation, Room, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension, params};
 use shared::message::OperationId;
 
-/// What an operation takes beside its bodies: about the size of its record, its log and their indices.
-const RECORD_BYTES: i64 = 1024;
-
-impl Store {
-    /// Stores a new operation with its request, unless its idempotency key was there before or its owner has no room.
-    /// When this returns, it is durable.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then nothing is stored.
-    pub async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
+impl SqliteStore {
+    pub(in crate::store) async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
         let log = self.log();
         self.database.write(move |connection| create(connection, &log, new)).await
     }
 
-    /// Whether an operation in `scope` was there, but is forgotten by now.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn was_forgotten(&self, scope: Scope, id: OperationId) -> Result<bool, StoreError> {
+    pub(in crate::store) async fn was_forgotten(&self, scope: Scope, id: OperationId) -> Result<bool, StoreError> {
         let sql = "select 1 from forgotten where id = ?1 and (?2 is null or owner = ?2)";
         self.database.read(move |connection| connection.prepare_cached(sql)?.exists(params![id.0, scope.owner()])).await
     }
@@ -76,10 +65,6 @@ fn refusal(connection: &Connection, owner: &str, room: Room) -> rusqlite::Result
         .optional()?;
     let many = open.is_some_and(|open| open >= signed(room.open_max));
     Ok(if many { Created::TooManyOpen } else { Created::TooManyBytes })
-}
-
-fn signed(number: u64) -> i64 {
-    number.try_into().unwrap_or(i64::MAX)
 }
 
 /// Counts operations that were opened or have ended, and bytes that were stored or removed.

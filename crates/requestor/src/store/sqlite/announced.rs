@@ -1,8 +1,9 @@
 //! What providers have announced, so that it is known after a restart.
 
+use super::SqliteStore;
 use super::tables::{column_error, time};
-use super::{Store, StoreError};
 use crate::kinds::announced::{Known, Provider};
+use crate::store::{AnnouncedRow, StoreError};
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 use shared::message::Effect;
@@ -34,22 +35,8 @@ create table announced_providers (
 ) strict, without rowid;
 ";
 
-/// What was announced of a kind by one instance, as it is stored.
-#[derive(Clone, Debug)]
-pub(crate) struct AnnouncedRow {
-    pub(crate) kind: String,
-    pub(crate) instance: String,
-    pub(crate) known: Known,
-    pub(crate) provider: Provider,
-}
-
-impl Store {
-    /// Writes down what was announced, and forgets kinds that are none of `kinds` and providers that have been gone
-    /// since `before`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn announce(
+impl SqliteStore {
+    pub(in crate::store) async fn announce(
         &self,
         rows: Vec<AnnouncedRow>,
         kinds: Vec<String>,
@@ -99,11 +86,9 @@ impl Store {
             .await
     }
 
-    /// All that was announced.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn announced(&self) -> Result<Vec<(String, Known, BTreeMap<String, Provider>)>, StoreError> {
+    pub(in crate::store) async fn announced(
+        &self,
+    ) -> Result<Vec<(String, Known, BTreeMap<String, Provider>)>, StoreError> {
         self.database
             .read(|connection| {
                 let mut kinds = connection.prepare_cached("select * from announced_kinds")?;

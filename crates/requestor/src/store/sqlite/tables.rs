@@ -1,7 +1,8 @@
 //! The tables, and how an operation looks in them.
 
-use super::Scope;
 use crate::operation::{Entry, Operation, State};
+use crate::store::Scope;
+use crate::store::types::status_number;
 use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
@@ -180,17 +181,6 @@ pub(super) fn migrations() -> Migrations<'static> {
         OPEN_OF_ALL,
     ];
     Migrations::new(texts.map(M::up).to_vec())
-}
-
-/// An operation's number in the column `status`, which is also its place among the statuses' names.
-pub(super) fn status_number(operation: &Operation) -> usize {
-    match operation.state {
-        State::NotStarted => 0,
-        State::Running(_) => 1,
-        State::Succeeded => 2,
-        State::Failed(_) => 3,
-        State::Canceled(_) => 4,
-    }
 }
 
 /// The operation, if there is one in `scope`. What is out of scope takes the same path as what is not there.

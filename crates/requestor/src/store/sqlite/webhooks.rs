@@ -1,15 +1,14 @@
 //! Outcomes that are to be sent, and what came of it.
 
+use super::SqliteStore;
 use super::tables::time;
-use super::{Store, StoreError};
+use crate::store::StoreError;
+use crate::store::types::SHOWN_MAX;
 use crate::webhook::{Attempt, Delivery, DeliveryId, State};
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 use shared::message::OperationId;
 use std::time::Duration;
-
-/// Deliveries of one operation that are shown, the newest: each retry by hand may lead to one more.
-const SHOWN_MAX: usize = 10;
 
 /// Returns the bytes of its body, which count for its owner.
 pub(super) fn save_delivery(connection: &Connection, delivery: &Delivery, now: Timestamp) -> rusqlite::Result<i64> {
@@ -31,12 +30,8 @@ pub(super) fn save_delivery(connection: &Connection, delivery: &Delivery, now: T
     Ok(body.len() as i64)
 }
 
-impl Store {
-    /// Deliveries that should be attempted by `now`, longest due first; at most `per_host` of one host.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn webhooks_due(
+impl SqliteStore {
+    pub(in crate::store) async fn webhooks_due(
         &self,
         now: Timestamp,
         limit: usize,
@@ -59,11 +54,7 @@ impl Store {
             .await
     }
 
-    /// Notes what came of an attempt.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then the delivery is still due.
-    pub(crate) async fn webhook_attempted(
+    pub(in crate::store) async fn webhook_attempted(
         &self,
         id: DeliveryId,
         attempt: Attempt,
@@ -89,11 +80,10 @@ impl Store {
             .await
     }
 
-    /// The deliveries of an operation, newest first, and the attempts of each.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub(crate) async fn webhooks(&self, id: OperationId) -> Result<Vec<(Delivery, Vec<Attempt>)>, StoreError> {
+    pub(in crate::store) async fn webhooks(
+        &self,
+        id: OperationId,
+    ) -> Result<Vec<(Delivery, Vec<Attempt>)>, StoreError> {
         let deliveries = "select * from webhooks where id = ?1 order by number desc limit ?2";
         let attempts = "select * from webhook_attempts where id = ?1 and number = ?2 order by attempt";
         self.database

@@ -1,3 +1,4 @@
+use super::DatabaseError;
 use anyhow::Context;
 use rusqlite::{Connection, ErrorCode};
 use rusqlite_migration::Migrations;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub(super) const SCHEME: &str = "sqlite://";
 /// Writes that are committed together at most. Beyond a few hundred the sync to disk no longer dominates.
 const BATCH_MAX: usize = 256;
 /// Writes that may wait for the writer.
@@ -18,24 +20,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: usize = 4;
 /// Prepared statements kept for each connection.
 const STATEMENTS: usize = 64;
-
-/// Why the database did not do it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DatabaseError {
-    /// Locked by another program, or more writes wait than it can take: later it may work.
-    #[error("the database is busy")]
-    Busy,
-    /// The disk is full: nothing was written.
-    #[error("the disk is full")]
-    Full,
-    /// The disk or the file failed: after a failed sync nobody knows what the file holds, so the process must end
-    /// (<https://www.sqlite.org/howtocorrupt.html>, section 3).
-    #[error("the database file can no longer be trusted: {0}")]
-    Untrusted(String),
-    /// Anything else.
-    #[error("the database failed: {0}")]
-    Failed(String),
-}
 
 impl From<rusqlite::Error> for DatabaseError {
     fn from(error: rusqlite::Error) -> Self {
@@ -67,7 +51,7 @@ struct Inner {
     readers: Mutex<Vec<Connection>>,
     reader_slots: Arc<Semaphore>,
     failed: CancellationToken,
-    _lock: File,
+    lock: File,
 }
 
 impl Sqlite {
@@ -103,7 +87,7 @@ impl Sqlite {
             write_batches(&writer, queue, committed);
         })?;
         let (readers, reader_slots) = (Mutex::default(), Arc::new(Semaphore::new(READERS)));
-        Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, _lock: lock })))
+        Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, lock })))
     }
 
     /// Runs `job` in a transaction and returns when it is durable. If `job` fails, what it did is undone.
@@ -153,25 +137,27 @@ impl Sqlite {
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DatabaseError::Failed(e.to_string())))
     }
 
+    /// Returns when what was begun has ended, also what nobody waits for any more, and another process may open the file.
+    /// Nothing may be asked of it after that.
+    pub async fn close(&self) {
+        let _ = self.0.reader_slots.acquire_many(READERS as u32).await;
+        // Behind all others.
+        let _ = self.write(|_| Ok(())).await;
+        if let Err(error) = self.0.lock.unlock() {
+            tracing::warn!(%error, path = %self.0.path.display(), "cannot unlock the database file");
+        }
+    }
+
     /// Returns when the writer has stopped because the file can no longer be trusted; the process must not go on.
     pub async fn failed(&self) {
         self.0.failed.cancelled().await;
     }
 }
 
-/// Checks that `url` is one this build can open.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn validate_url(url: &str) -> anyhow::Result<()> {
-    path_of(url).map(drop)
-}
-
-fn path_of(url: &str) -> anyhow::Result<PathBuf> {
-    match url.strip_prefix("sqlite://") {
+pub(super) fn path_of(url: &str) -> anyhow::Result<PathBuf> {
+    match url.strip_prefix(SCHEME) {
         Some(path) if !path.is_empty() => Ok(path.into()),
-        Some(_) => anyhow::bail!("{url} names no file; write sqlite://data/name.db"),
-        None => anyhow::bail!("only sqlite:// databases are supported so far; write sqlite://data/name.db"),
+        _ => anyhow::bail!("{url} names no file; write sqlite://data/name.db"),
     }
 }
 

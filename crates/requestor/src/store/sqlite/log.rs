@@ -1,72 +1,10 @@
 //! What followers of the event log read.
 
+use super::SqliteStore;
 use super::tables::{from_row, load, time};
-use super::{Scope, Store, StoreError};
-use crate::operation::Operation;
-use jiff::Timestamp;
+use crate::store::{LogOfAll, LoggedEvent, Lost, OpenOperations, OperationLog, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use shared::message::OperationId;
-
-/// An event, and where it is in both orders.
-#[derive(Clone, Debug)]
-pub struct LoggedEvent {
-    /// Its number among the events of all operations.
-    pub sequence: u64,
-    /// Its operation.
-    pub id: OperationId,
-    /// What its operation was asked for.
-    pub kind: String,
-    /// Its number in its operation's log.
-    pub number: u64,
-    /// When it happened.
-    pub at: Timestamp,
-    /// What happened.
-    pub event_type: String,
-    /// What belongs to it, as JSON.
-    pub data: String,
-}
-
-/// A page of one operation's log.
-#[derive(Clone, Debug)]
-pub struct OperationLog {
-    /// The number of the log's last event.
-    pub last: u64,
-    /// Whether the operation has ended.
-    pub ended: bool,
-    /// The page.
-    pub events: Vec<LoggedEvent>,
-}
-
-/// A page of the log of all operations in a scope.
-#[derive(Clone, Debug)]
-pub struct LogOfAll {
-    /// Why a follower that came this far cannot simply go on, if so.
-    pub lost: Option<Lost>,
-    /// The page.
-    pub events: Vec<LoggedEvent>,
-}
-
-/// Why a follower cannot simply go on from where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// Nobody was ever told this number.
-    Unknown,
-    /// Events after it have been forgotten with their operations.
-    Gone,
-    /// It has more to read than is allowed.
-    Behind,
-}
-
-/// Operations that have not ended, at one point of the log.
-#[derive(Clone, Debug)]
-pub struct OpenOperations {
-    /// The number of the last event that they reflect.
-    pub sequence: u64,
-    /// The newest of them, newest first.
-    pub operations: Vec<Operation>,
-    /// Whether there are more.
-    pub more: bool,
-}
 
 // From the events to their operations, never the other way round: a page must not cost more than its rows.
 const OF_OPERATION: &str = "select e.*, o.kind from events e cross join operations o on o.id = e.id
@@ -76,12 +14,8 @@ const OF_SCOPE: &str = "select e.*, o.kind from events e cross join operations o
 const BEYOND: &str = "select 1 from events where owner = ?1 and sequence > ?2 limit 1 offset ?3";
 const OPEN: &str = "select * from operations e where {scope} and e.status < 2 order by e.id desc limit ?2";
 
-impl Store {
-    /// Events of an operation with a number above `after`, in order. None if there is no such operation in `scope`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn operation_log(
+impl SqliteStore {
+    pub(in crate::store) async fn operation_log(
         &self,
         scope: Scope,
         id: OperationId,
@@ -101,12 +35,7 @@ impl Store {
             .await
     }
 
-    /// Events of all operations in `scope` with a sequence number above `after`, in order; at most `limit`. Whether there
-    /// are more than `behind_max` is looked at only if that is given.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn log_of_all(
+    pub(in crate::store) async fn log_of_all(
         &self,
         scope: Scope,
         after: u64,
@@ -140,11 +69,11 @@ impl Store {
             .await
     }
 
-    /// The open operations in `scope`, at most `limit`, and how far the log was then.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn open_operations(&self, scope: Scope, limit: usize) -> Result<OpenOperations, StoreError> {
+    pub(in crate::store) async fn open_operations(
+        &self,
+        scope: Scope,
+        limit: usize,
+    ) -> Result<OpenOperations, StoreError> {
         self.database
             .read(move |connection| {
                 let transaction = connection.unchecked_transaction()?;

@@ -1,10 +1,11 @@
 //! What the sweeper asks for and writes down.
 
+use super::SqliteStore;
 use super::owners::forget;
 use super::tables::{TABLES, content_bytes, from_row, load_content, time};
-use super::{Sent, Store, StoreError};
 use crate::operation::Operation;
 use crate::rules::{doubled, half_jittered};
+use crate::store::{Sent, StoreError};
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 use shared::message::{Content, OperationId};
@@ -15,12 +16,12 @@ use uuid::Uuid;
 const FORGET: &str = "update events_forgotten set sequence =
     max(sequence, (select coalesce(max(sequence), 0) from events where id = ?1))";
 
-impl Store {
-    /// Open operations whose request should be sent by `now`, longest due first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn to_send(&self, now: Timestamp, limit: usize) -> Result<Vec<(Operation, Content)>, StoreError> {
+impl SqliteStore {
+    pub(in crate::store) async fn to_send(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Operation, Content)>, StoreError> {
         let sql = "select * from operations where status < 2 and next_send_at <= ?1 order by next_send_at limit ?2";
         self.database
             .read(move |connection| {
@@ -38,11 +39,7 @@ impl Store {
             .await
     }
 
-    /// Notes what was sent. Nothing depends on it: a request that is sent once more does no harm.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn sent(&self, sent: Vec<Sent>) -> Result<(), StoreError> {
+    pub(in crate::store) async fn sent(&self, sent: Vec<Sent>) -> Result<(), StoreError> {
         // What a provider has said since, of how long to wait, stands.
         let sql = "update operations set sends = ?2,
                 next_send_at = iif(progress_sequence > 0 and updated_at >= ?6, next_send_at, ?3)
@@ -59,12 +56,7 @@ impl Store {
             .await
     }
 
-    /// Open operations whose wish to be canceled should be sent again by `now`. The next time, after a pause that
-    /// doubles from `resend` to `longest`, half of it drawn, is written down with it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn to_cancel(
+    pub(in crate::store) async fn to_cancel(
         &self,
         now: Timestamp,
         limit: usize,
@@ -95,11 +87,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Open operations whose deadline has passed.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<OperationId>, StoreError> {
+    pub(in crate::store) async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<OperationId>, StoreError> {
         let sql = "select id from operations where status < 2 and deadline <= ?1 order by deadline limit ?2";
         self.database
             .read(move |connection| {
@@ -111,11 +99,11 @@ impl Store {
             .await
     }
 
-    /// When the last operations of a kind that have succeeded were accepted and when they ended, the oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn took_lately(&self, kind: String, limit: usize) -> Result<Vec<(Timestamp, Timestamp)>, StoreError> {
+    pub(in crate::store) async fn took_lately(
+        &self,
+        kind: String,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, Timestamp)>, StoreError> {
         let sql = "select created_at, ended_at from operations
             where kind = ?1 and status = 2 and attempts_before = 0 and ended_at is not null order by id desc limit ?2";
         self.database
@@ -130,11 +118,11 @@ impl Store {
             .await
     }
 
-    /// The open operations of a kind, the oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn open_of_kind(&self, kind: String, limit: usize) -> Result<Vec<OperationId>, StoreError> {
+    pub(in crate::store) async fn open_of_kind(
+        &self,
+        kind: String,
+        limit: usize,
+    ) -> Result<Vec<OperationId>, StoreError> {
         let sql = "select id from operations where kind = ?1 and status < 2 order by id limit ?2";
         self.database
             .read(move |connection| {
@@ -145,12 +133,7 @@ impl Store {
             .await
     }
 
-    /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it. Of
-    /// the last `keep` it is still known that they were there.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn purge(&self, now: Timestamp, limit: usize, keep: u64) -> Result<usize, StoreError> {
+    pub(in crate::store) async fn purge(&self, now: Timestamp, limit: usize, keep: u64) -> Result<usize, StoreError> {
         let sql = "select id from operations where status >= 2 and expires_at <= ?1 order by expires_at limit ?2";
         self.database
             .write(move |connection| {

@@ -1,20 +1,29 @@
-use super::owners::use_more;
-use super::tables::{content_bytes, from_row, load, load_content, migrations, save, save_content, save_entry};
-use super::webhooks::save_delivery;
+//! Operations in an SQLite file, which belongs to one process.
+
+mod announced;
+mod due;
+mod log;
+mod owners;
+mod tables;
+mod webhooks;
+
 use super::{Applied, Changed, Filter, STATUSES, Scope, StoreError};
 use crate::operation::{Change, Entry, Event, Operation, to_millisecond};
 use crate::rules::RulesByKind;
 use crate::webhook::Delivery;
 use jiff::Timestamp;
+use owners::use_more;
 use rusqlite::{Connection, ToSql};
 use shared::database::Sqlite;
 use shared::message::{Content, OperationId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tables::{content_bytes, from_row, load, load_content, migrations, save, save_content, save_entry};
+use webhooks::save_delivery;
 
 /// The requestor's operations in an SQLite file.
 #[derive(Clone, Debug)]
-pub struct Store {
-    pub(super) database: Sqlite,
+pub struct SqliteStore {
+    database: Sqlite,
     rules: Arc<RulesByKind>,
     log: Log,
 }
@@ -35,12 +44,12 @@ impl Log {
     }
 }
 
-impl Store {
+impl SqliteStore {
     /// Opens the store, and creates it if it is not there. After each commit `committed` is told what may have changed.
     ///
     /// # Errors
     /// See [`Sqlite::open`].
-    pub fn open(
+    pub(in crate::store) fn open(
         url: &str,
         rules: RulesByKind,
         committed: impl Fn(Vec<Changed>) + Send + 'static,
@@ -52,19 +61,11 @@ impl Store {
         Ok(Self { database, rules: Arc::new(rules), log })
     }
 
-    /// The operation, if there is one in `scope`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn get(&self, scope: Scope, id: OperationId) -> Result<Option<Operation>, StoreError> {
+    pub(in crate::store) async fn get(&self, scope: Scope, id: OperationId) -> Result<Option<Operation>, StoreError> {
         self.database.read(move |connection| load(connection, &scope, id)).await
     }
 
-    /// The result, if the operation is in `scope` and has succeeded.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn result(&self, scope: Scope, id: OperationId) -> Result<Option<Content>, StoreError> {
+    pub(in crate::store) async fn result(&self, scope: Scope, id: OperationId) -> Result<Option<Content>, StoreError> {
         self.database
             .read(move |connection| match load(connection, &scope, id)? {
                 Some(_) => load_content(connection, "results", id),
@@ -73,11 +74,7 @@ impl Store {
             .await
     }
 
-    /// Operations in `scope`, newest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn list(&self, scope: Scope, filter: Filter) -> Result<Vec<Operation>, StoreError> {
+    pub(in crate::store) async fn list(&self, scope: Scope, filter: Filter) -> Result<Vec<Operation>, StoreError> {
         self.database
             .read(move |connection| {
                 let status = filter.status.and_then(|name| STATUSES.iter().position(|status| *status == name));
@@ -103,19 +100,7 @@ impl Store {
             .await
     }
 
-    /// Applies `event` to whosever operation it is; see [`Self::apply_in`].
-    ///
-    /// # Errors
-    /// [`StoreError`]; then nothing has changed.
-    pub async fn apply(&self, id: OperationId, event: Event, now: Timestamp) -> Result<Option<Applied>, StoreError> {
-        self.apply_in(Scope::All, id, event, now).await
-    }
-
-    /// Applies `event`. When this returns, the change is durable. None if there is no such operation in `scope`.
-    ///
-    /// # Errors
-    /// [`StoreError`]; then nothing has changed.
-    pub async fn apply_in(
+    pub(in crate::store) async fn apply_in(
         &self,
         scope: Scope,
         id: OperationId,
@@ -165,8 +150,11 @@ impl Store {
         self.log.clone()
     }
 
-    /// Returns when the file can no longer be trusted; the process must not go on.
-    pub async fn failed(&self) {
+    pub(in crate::store) async fn close(&self) {
+        self.database.close().await;
+    }
+
+    pub(in crate::store) async fn failed(&self) {
         self.database.failed().await;
     }
 }
