@@ -9,6 +9,7 @@ use requestor::rpc::{Client, Config, Error};
 use std::time::Duration;
 
 #[tokio::main]
+#[expect(clippy::print_stdout, reason = "an example shows what it has done")]
 async fn main() -> anyhow::Result<()> {
     let client = Client::connect(Config::load(None)?).await?;
     let answers = stream::iter(0..1000)
@@ -23,13 +24,12 @@ async fn main() -> anyhow::Result<()> {
         match answer {
             Ok(reply) if reply.body == format!("{number}") => right += 1,
             Ok(reply) => anyhow::bail!("{number} was answered with {reply:?}"),
-            // Nothing was done, so that the same call may be made again.
-            Err(error) if !error.may_have_run() => return Err(error.into()),
-            Err(Error::Failed(problem)) => anyhow::bail!("the provider refused: {problem:?}"),
-            Err(error) => return Err(error.into()),
+            Err(Error::Failed(problem)) => anyhow::bail!("the provider answered with a problem: {problem:?}"),
+            Err(error) if error.may_have_run() => anyhow::bail!("{number} may be done or not: {error}"),
+            Err(error) => anyhow::bail!("{number} was not done and can be asked for again: {error}"),
         }
     }
-    tracing::info!(right, "answered");
     client.close().await;
+    println!("{right} calls were answered, each with its own reply");
     Ok(())
 }
