@@ -1,8 +1,8 @@
 //! Calls: requests of pure kinds from who keeps no record. They come over a line of their own and are answered straight to
 //! the connection that asks; nothing of them is stored, confirmed or reported.
 //!
-//! What is ready when it is first polled is answered in the batch in which it came, by one write; many are acknowledged
-//! together. Anything else becomes a task.
+//! What is ready when it is first polled is answered in the batch in which it came: one write and one acknowledgement
+//! for all of it. Anything else becomes a task.
 
 use super::execution::sleep_until_or_forever;
 use super::{GIVE_BACK_TIMEOUT, Worker};
@@ -20,20 +20,17 @@ use shared::problem::{self, Problem};
 use shared::topology::{self, CALL, DIRECT_REPLY};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long a batch is worked on where it came in. What is left of it then becomes tasks, so that handlers that compute
 /// use other cores and hold up nobody behind them.
 const INLINE_MAX: Duration = Duration::from_millis(1);
-/// Answered calls are acknowledged when they are a quarter of what is prefetched, or when this has passed: each
-/// acknowledgement is work for the broker. Those that are not when this provider dies are carried out again.
-const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
 /// How long saying goodbye to the broker may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -47,10 +44,6 @@ struct Calls {
     kinds: Arc<HashMap<Vec<u8>, Kind>>,
     outbox: Outbox,
     frame_max: usize,
-    /// Calls that were answered in their batch and are not acknowledged yet, in the order in which they came.
-    answered: Mutex<Vec<u64>>,
-    /// How many of those are acknowledged together.
-    together: usize,
     /// Calls that became tasks and are not acknowledged yet.
     later: AtomicUsize,
     /// Told when one of them has ended.
@@ -90,7 +83,7 @@ type Slot = Result<OwnedSemaphorePermit, Arc<Semaphore>>;
 #[derive(Debug, Default)]
 struct Said {
     frames: Vec<u8>,
-    /// What is answered.
+    /// What is done and not acknowledged.
     tags: Vec<u64>,
     began: Option<Instant>,
 }
@@ -156,24 +149,15 @@ impl Worker {
             kinds: Arc::clone(kinds),
             outbox: Outbox::default(),
             frame_max: line.frame_max(),
-            answered: Mutex::default(),
-            together: usize::from(self.0.config.calls.prefetch / 4).max(1),
             later: AtomicUsize::new(0),
             ended: Notify::new(),
         });
         let (mut receiver, mut sender) = line.split(self.0.config.broker.message_bytes_max);
         let receive = async {
-            let (mut said, mut tick) = (Said::default(), tokio::time::interval(ACKNOWLEDGE_AFTER));
-            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut said = Said::default();
             loop {
-                tokio::select! {
-                    biased;
-                    ready = receiver.ready() => ready?,
-                    _ = tick.tick(), if calls.has_answered() => {
-                        calls.acknowledge();
-                        continue;
-                    }
-                }
+                receiver.ready().await?;
+                said.began = None;
                 let result = receiver.messages(|message, complete| calls.take(&message, complete, &mut said));
                 calls.say(&mut said);
                 result?;
@@ -261,37 +245,18 @@ impl Calls {
         self.ended.notify_one();
     }
 
-    /// Sends the replies of a batch.
+    /// Sends the replies of a batch, and acknowledges what they answer: all at once, unless calls before them are still
+    /// worked on.
     fn say(&self, said: &mut Said) {
-        said.began = None;
-        self.outbox.add(|out| out.append(&mut said.frames));
-        let enough = {
-            let mut answered = self.answered();
-            answered.append(&mut said.tags);
-            answered.len() >= self.together
-        };
-        if enough {
-            self.acknowledge();
+        let Said { frames, tags, began } = said;
+        *began = None;
+        match (self.later.load(Ordering::Acquire), tags.last()) {
+            (_, None) => {}
+            (0, Some(last)) => line::ack(frames, *last, true),
+            (_, Some(_)) => tags.iter().for_each(|tag| line::ack(frames, *tag, false)),
         }
-    }
-
-    /// Acknowledges what was answered: by one for all, unless calls before them are still worked on or were given back.
-    fn acknowledge(&self) {
-        let mut answered = self.answered();
-        let alone = self.later.load(Ordering::Acquire) == 0 && !self.worker.0.stop.is_cancelled();
-        self.outbox.add(|out| match answered.last() {
-            Some(last) if alone => line::ack(out, *last, true),
-            _ => answered.iter().for_each(|tag| line::ack(out, *tag, false)),
-        });
-        answered.clear();
-    }
-
-    fn has_answered(&self) -> bool {
-        !self.answered().is_empty()
-    }
-
-    fn answered(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+        tags.clear();
+        self.outbox.add(|out| out.append(frames));
     }
 
     /// After the shutdown: takes no more, waits for what is under way, and closes the line.
@@ -304,7 +269,6 @@ impl Calls {
             }
         };
         let _ = tokio::time::timeout(self.worker.0.config.drain + GIVE_BACK_TIMEOUT, ended).await;
-        self.acknowledge();
         self.outbox.add(line::close);
         tokio::time::sleep(CLOSE_TIMEOUT).await;
     }
