@@ -2,6 +2,7 @@
 
 use futures_util::future::join_all;
 use harness::orders::{order, taken};
+use harness::pair::drained;
 use harness::services::{Services, analysis};
 use serde_json::Value;
 use std::time::Duration;
@@ -69,7 +70,10 @@ async fn sigterm_under_load_ends_both_in_order_and_loses_nothing() {
     for id in &ids {
         stack.caller.result(id).await;
     }
+    // What was sent once more after a restart is still to be answered, and the answer to be taken.
+    drained(&stack.host).await;
     assert!(provider.terminate().await.success());
+    drained(&stack.host).await;
     assert!(requestor.terminate().await.success());
     for log in [stack.provider.log(), stack.requestor.log()] {
         assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");

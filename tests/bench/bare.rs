@@ -157,9 +157,11 @@ pub(crate) async fn ask(way: Way, url: &str, load: &Load) -> anyhow::Result<()> 
     let (confirms, confirmed) = mpsc::unbounded_channel::<PublisherConfirm>();
     #[expect(clippy::disallowed_methods, reason = "it ends with the process")]
     tokio::spawn(await_in_turn(confirmed));
+    // Replies of an earlier run may still come.
+    let run = std::process::id();
     let request = async |slot: u32| {
         let properties = way.properties().with_reply_to(way.reply_queue().into());
-        let properties = properties.with_correlation_id(slot.to_string().into());
+        let properties = properties.with_correlation_id(format!("{run}.{slot}").into());
         let confirm = publish(&channel, way.request_queue().into(), body.as_bytes(), properties).await?;
         if way == Way::Durable {
             confirms.send(confirm)?;
@@ -183,7 +185,13 @@ pub(crate) async fn ask(way: Way, url: &str, load: &Load) -> anyhow::Result<()> 
         if now >= until {
             break;
         }
-        let slot: u32 = reply.properties.correlation_id().as_ref().context("no correlation_id")?.as_str().parse()?;
+        let id = reply.properties.correlation_id().as_ref().context("no correlation_id")?.as_str();
+        let (of_run, slot) = id.split_once('.').context("a correlation_id of another")?;
+        let (of_run, slot): (u32, u32) = (of_run.parse()?, slot.parse()?);
+        if of_run != run {
+            reply.acker.ack(BasicAckOptions::default()).await?;
+            continue;
+        }
         let place = asked.get_mut(slot as usize).context("a reply to another")?;
         if now >= from {
             before.get_or_insert_with(|| meter.read());
