@@ -144,7 +144,7 @@ pub(crate) fn median(rounds: &Value, of: impl Fn(&Value) -> f64) -> f64 {
 /// asks over HTTP.
 pub(crate) fn figures(result: &Value, side: &str) -> [f64; 3] {
     let of_cpu = |round: &Value| {
-        let counts = |name: &str| name != "broker" && !(name == "bench" && is_http(result));
+        let counts = |name: &str| name != "broker" && !(name == "bench" && side == "ours" && is_http(result));
         let used = round["cpuSecondsPer10000"].as_object();
         used.into_iter().flatten().filter(|(name, _)| counts(name)).filter_map(|(_, used)| used.as_f64()).sum()
     };

@@ -17,7 +17,7 @@ use lane::{Held, Lane};
 use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
 use lapin::{Acker, Consumer};
-use running::{Canceled, Joined, Running};
+use running::{Asked, Canceled, Joined, Running};
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
     Announcement, Outcome, Reply, Request, ReturnAddress, Unreadable, answer, attempt_of, check_request, header_number,
@@ -201,9 +201,11 @@ impl Worker {
             Ok(request) => request,
             Err(problem) => return self.refuse(kind, delivery, problem).await,
         };
+        let foreign = matches!(request.reply_to, Some(ReturnAddress::Foreign(_)));
+        let asked = Asked { attempt: request.attempt, deliveries, foreign };
         let (identity, mut acker) = (request.identity(), Some(delivery.acker));
         let joined = identity.as_ref().zip(acker.take_if(|_| identity.is_some()));
-        let joined = joined.map(|(identity, acker)| self.0.running.join(identity, acker, request.attempt, deliveries));
+        let joined = joined.map(|(identity, acker)| self.0.running.join(identity, acker, asked));
         let canceled = match joined {
             None => CancellationToken::new(),
             Some(Joined::No(canceled)) => canceled,
@@ -270,11 +272,16 @@ impl Worker {
             Err(no_reply) => Err(no_reply),
         };
         let result = match executed {
-            Ok(reply) => self.reply(&job.request, reply).await,
+            Ok(reply) => {
+                if let Some(identity) = &job.identity {
+                    self.0.running.answering(identity);
+                }
+                self.reply(&job.request, reply).await
+            }
             Err(no_reply) => Err(no_reply),
         };
         let held = job.identity.as_ref().and_then(|identity| self.0.running.remove(identity));
-        let another = held.as_ref().is_some_and(|held| held.attempt > job.request.attempt);
+        let another = held.as_ref().is_some_and(|held| held.another);
         let how = match result {
             Ok(()) | Err(NoReply::Superseded) if !another => Settle::Ack,
             Ok(()) | Err(NoReply::GiveBack | NoReply::Superseded) => Settle::Requeue,

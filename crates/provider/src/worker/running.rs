@@ -25,10 +25,24 @@ pub(super) struct Held {
     /// The delivery to settle at the job's end.
     pub(super) acker: Option<Acker>,
     /// The attempt that the delivery asks for; not less than that of the job.
-    pub(super) attempt: u32,
+    attempt: u32,
+    /// Whether the delivery is to be given back at the job's end, since the job does not answer it.
+    pub(super) another: bool,
+    /// Whether the job's reply is on its way.
+    answering: bool,
     /// Whether the job has acknowledged its delivery early.
     pub(super) leased: bool,
     canceled: CancellationToken,
+}
+
+/// What a delivery asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) attempt: u32,
+    /// How often it was delivered before.
+    pub(super) deliveries: i64,
+    /// Whether no requestor asks, who would know a reply that it had already.
+    pub(super) foreign: bool,
 }
 
 /// What becomes of a delivery.
@@ -44,14 +58,22 @@ pub(super) enum Joined {
 
 impl Running {
     /// Joins a delivery to the job that runs its request, or begins one.
-    pub(super) fn join(&self, identity: &str, acker: Acker, attempt: u32, deliveries: i64) -> Joined {
+    pub(super) fn join(&self, identity: &str, acker: Acker, asked: Asked) -> Joined {
         match self.lock().entry(identity.to_owned()) {
             Entry::Vacant(vacant) => {
                 let canceled = CancellationToken::new();
-                vacant.insert(Held { acker: Some(acker), attempt, leased: false, canceled: canceled.clone() });
+                let attempt = asked.attempt;
+                vacant.insert(Held {
+                    acker: Some(acker),
+                    attempt,
+                    another: false,
+                    answering: false,
+                    leased: false,
+                    canceled: canceled.clone(),
+                });
                 Joined::No(canceled)
             }
-            Entry::Occupied(mut occupied) => occupied.get_mut().join(acker, attempt, deliveries),
+            Entry::Occupied(mut occupied) => occupied.get_mut().join(acker, asked),
         }
     }
 
@@ -70,6 +92,13 @@ impl Running {
         held.acker.take()
     }
 
+    /// The job's reply is on its way from now on.
+    pub(super) fn answering(&self, identity: &str) {
+        if let Some(held) = self.lock().get_mut(identity) {
+            held.answering = true;
+        }
+    }
+
     /// The job has ended.
     pub(super) fn remove(&self, identity: &str) -> Option<Held> {
         self.lock().remove(identity)
@@ -85,13 +114,15 @@ impl Running {
 }
 
 impl Held {
-    fn join(&mut self, acker: Acker, attempt: u32, deliveries: i64) -> Joined {
-        if attempt > self.attempt {
-            // The job does not answer this one: it is given back at the job's end.
-            self.attempt = attempt;
+    fn join(&mut self, acker: Acker, Asked { attempt, deliveries, foreign }: Asked) -> Joined {
+        let usable = self.acker.as_ref().is_some_and(Acker::usable);
+        // Who keeps no record may have had the reply already, and asks for it once more.
+        if attempt > self.attempt || (foreign && self.answering && usable) {
+            self.attempt = self.attempt.max(attempt);
+            self.another = true;
             return self.acker.replace(acker).map_or(Joined::Held, Joined::Superfluous);
         }
-        if self.leased || self.acker.as_ref().is_some_and(Acker::usable) || deliveries >= JOINED_DELIVERIES_MAX {
+        if self.leased || usable || deliveries >= JOINED_DELIVERIES_MAX {
             return Joined::Superfluous(acker);
         }
         self.acker = Some(acker);
