@@ -57,7 +57,8 @@ enum Break {
 /// What is done to the broker.
 #[derive(Clone, Copy, Debug)]
 enum Loss {
-    Purge(&'static str),
+    /// Of what waits while the service that takes it is kept away.
+    Purge(Side, &'static str),
     Delete(&'static str),
     Alarm,
     Restart,
@@ -87,9 +88,9 @@ const BREAKS: [Break; 14] = [
     Break::Rule(Method::Publish, Action::Duplicate),
 ];
 const LOSSES: [Loss; 8] = [
-    Loss::Purge("arr.request."),
-    Loss::Purge("arr.reply."),
-    Loss::Purge("arr.control."),
+    Loss::Purge(Side::Provider, "arr.request."),
+    Loss::Purge(Side::Requestor, "arr.reply."),
+    Loss::Purge(Side::Provider, "arr.control."),
     Loss::Delete("arr.request."),
     Loss::Delete("arr.reply."),
     Loss::Delete("arr.control."),
@@ -97,7 +98,7 @@ const LOSSES: [Loss; 8] = [
     Loss::Restart,
 ];
 const SIDES: [Side; 2] = [Side::Requestor, Side::Provider];
-/// How long is tried to lose something: a queue is empty unless the service that it leads to is down at the moment.
+/// How long is tried to lose something: a queue is empty until something is sent to it.
 const LOSS_WITHIN: Duration = Duration::from_secs(15);
 /// The pause in between.
 const LOSS_EVERY: Duration = Duration::from_millis(10);
@@ -307,15 +308,25 @@ async fn do_loss(stack: &Stack, broker: &mut Broker, loss: Loss, random: &mut St
             broker.remembers_its_queues().await;
             broker.kill_and_restart(&stack.host).await;
         }
-        Loss::Purge(prefix) | Loss::Delete(prefix) => {
-            let names = stack.host.queues().await;
-            let names: Vec<_> = names.into_iter().filter(|name| name.starts_with(prefix)).collect();
-            let delete = matches!(loss, Loss::Delete(_));
-            let lost = tokio::time::timeout(LOSS_WITHIN, lose(&stack.host.url, &names, delete)).await;
-            return Ok(matches!(lost, Ok(Ok(()))));
+        Loss::Purge(taker, prefix) => {
+            // Otherwise it takes everything at once, and there is never anything to purge.
+            stack.link(taker).refuse(Some(Ending::Finish));
+            stack.link(taker).end_all(Ending::Reset);
+            let lost = lose_some(stack, prefix, false).await;
+            mend(stack, taker);
+            return Ok(lost);
         }
+        Loss::Delete(prefix) => return Ok(lose_some(stack, prefix, true).await),
     }
     Ok(true)
+}
+
+/// Whether something was lost in time.
+async fn lose_some(stack: &Stack, prefix: &str, delete: bool) -> bool {
+    let mut names = stack.host.queues().await;
+    names.retain(|name| name.starts_with(prefix));
+    let lost = tokio::time::timeout(LOSS_WITHIN, lose(&stack.host.url, &names, delete)).await;
+    matches!(lost, Ok(Ok(())))
 }
 
 /// Purges or deletes queues over a connection of its own, again and again until something is lost.

@@ -178,6 +178,8 @@ impl Client {
         };
         match timeout_at(deadline, pending).await {
             Ok(Fate::Succeeded(reply)) => Ok(reply),
+            // The provider keeps the same deadline, and can be the first to say so.
+            Ok(Fate::Failed(problem)) if problem.is("deadline-exceeded") => Err(Error::Deadline),
             Ok(Fate::Failed(problem)) => Err(Error::Failed(problem)),
             Ok(Fate::Unroutable) => Err(Error::NoProvider(kind.to_owned())),
             Ok(Fate::TooLarge) => Err(Error::ReplyTooLarge),
