@@ -8,6 +8,7 @@ use harness::pair::Pair;
 use harness::process::{Process, Service};
 use harness::proxy::{Ending, Proxy};
 use harness::services::analysis;
+use harness::store::StoreOfTest;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
@@ -50,7 +51,7 @@ async fn finish(pair: Pair, ids: &[String], others: i64) {
         pair.result(id).await;
     }
     let count = i64::try_from(ids.len()).unwrap() + others;
-    assert_eq!(harness::orders::taken(pair.folder.path()), (count, count), "stock taken and orders stored");
+    assert_eq!(harness::orders::taken(&pair.ledger).await, (count, count), "stock taken and orders stored");
     pair.finish().await;
 }
 
@@ -235,19 +236,19 @@ async fn services_that_are_shut_out_wait_and_come_back() {
     let caller = caller(&requestor);
     let mut running = [requestor.start().await, provider.start().await];
     let mut ids = place(&caller, 5).await;
-    placed_once(&caller, &ids, folder.path()).await;
+    placed_once(&caller, &ids, &StoreOfTest::in_file(folder.path(), "provider")).await;
 
     host.call("DELETE", &permissions, "").await;
     proxy.end_all(Ending::Reset);
     ids.extend(shut_out(&caller, &proxy).await);
     host.call("PUT", &permissions, &everything).await;
-    placed_once(&caller, &ids, folder.path()).await;
+    placed_once(&caller, &ids, &StoreOfTest::in_file(folder.path(), "provider")).await;
 
     host.call("DELETE", &vhost, "").await;
     ids.extend(shut_out(&caller, &proxy).await);
     host.call("PUT", &vhost, "{}").await;
     host.call("PUT", &permissions, &everything).await;
-    placed_once(&caller, &ids, folder.path()).await;
+    placed_once(&caller, &ids, &StoreOfTest::in_file(folder.path(), "provider")).await;
 
     terminate(&mut running).await;
     for log in [requestor.log(), provider.log()] {
@@ -286,12 +287,12 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     let caller = caller(&requestor);
     let mut running = [requestor.start().await, provider.start().await];
     let mut ids = place(&caller, 5).await;
-    placed_once(&caller, &ids, folder.path()).await;
+    placed_once(&caller, &ids, &StoreOfTest::in_file(folder.path(), "provider")).await;
 
     broker.remembers_its_queues().await;
     broker.kill_and_restart(&host).await;
     ids.extend(place(&caller, 5).await);
-    placed_once(&caller, &ids, folder.path()).await;
+    placed_once(&caller, &ids, &StoreOfTest::in_file(folder.path(), "provider")).await;
 
     // Its reply cannot be published any more.
     let under_way = caller.submit("risk.analyze", &analysis()).await;
@@ -313,7 +314,7 @@ async fn a_broker_that_restarts_while_idle_or_is_in_alarm_at_shutdown_does_no_ha
     assert!(stopping.elapsed() < Duration::from_secs(10), "SIGTERM took {}", logs());
     broker.memory_alarm(false).await;
     let mut running = [requestor.start().await, provider.start().await];
-    placed_once(&caller, &ids, folder.path()).await;
+    placed_once(&caller, &ids, &StoreOfTest::in_file(folder.path(), "provider")).await;
     caller.result(&under_way).await;
     terminate(&mut running).await;
     harness::pair::nothing_left(&host).await;
@@ -335,7 +336,7 @@ async fn queues_that_came_back_without_a_process_serve_again_once_they_are_delet
     pair.start_provider();
     pair.ready().await;
     let mut ids = place(&pair, 5).await;
-    placed_once(&pair, &ids, pair.folder.path()).await;
+    placed_once(&pair, &ids, &pair.ledger).await;
     pair.stop_provider().await;
     ids.extend(place(&pair, 5).await);
     let dead = ["arr.control.default", REQUESTS];

@@ -72,6 +72,7 @@ fn provider(pair: &Pair, watched: &Arc<Watched>) -> Provider {
             }
         })
         .handle_transactional("transactional", |_: Value, _| Ok(json!("done")))
+        .handle_transactional_on_postgres("transactional", |_: Value, _| Box::pin(async { Ok(json!("done")) }))
         .build()
         .unwrap()
 }

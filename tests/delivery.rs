@@ -1,6 +1,7 @@
 //! Every message may come more than once.
 
-use harness::pair::{Pair, sqlite};
+use harness::orders::taken;
+use harness::pair::Pair;
 use jiff::Timestamp;
 use lapin::Channel;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -75,15 +76,8 @@ async fn every_message_delivered_three_times_changes_stock_and_status_once() {
     let behind = pair.submit("echo", &json!("behind")).await;
     pair.result(&behind).await;
     assert_eq!(pair.operation(last).await, before);
-    let stock = stock(&pair);
-    assert_eq!(stock, 5000 - 20);
+    assert_eq!(taken(&pair.ledger).await, (20, 20));
     pair.finish().await;
-}
-
-fn stock(pair: &Pair) -> i64 {
-    let url = sqlite(pair.folder.path(), "provider");
-    let ledger = rusqlite::Connection::open(url.expose().strip_prefix("sqlite://").unwrap()).unwrap();
-    ledger.query_row("select stock from inventory where sku = 'mouse'", [], |row| row.get(0)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

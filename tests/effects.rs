@@ -2,7 +2,8 @@
 
 use harness::asker::{Asker, request};
 use harness::eventually;
-use harness::pair::Pair;
+use harness::pair::{Pair, Service as ServiceOfTest};
+use harness::postgres::{Database, Postgres};
 use harness::process::Service;
 use provider::{Context, Failure, Problem, Provider};
 use serde_json::{Value, json};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -113,6 +115,10 @@ async fn a_provider_killed_after_the_effect_repeats_it_with_the_same_key() {
     let bank = Bank::open(&[]).await;
     let service = Service::provider(&pair.host.url, pair.folder.path())
         .with("PROVIDER_KINDS", "payment.charge")
+        .with("PROVIDER_LEDGER__URL", pair.ledger.url().expose())
+        .with("PROVIDER_PROGRESS__HEARTBEAT", "500ms")
+        .with("PROVIDER_PROGRESS__INTERVAL", "500ms")
+        .with("PROVIDER_LEASE", "2s")
         .with("PROVIDER_PAYMENTS__URL", &bank.url);
     let request = request("payment.charge", &charge());
     asker.send(&request).await;
@@ -208,5 +214,86 @@ async fn a_kind_that_lacks_its_service_is_not_offered() {
     service = service.with("PROVIDER_KINDS", "payment.charge");
     assert_eq!(service.spawn().ended().await.code(), Some(2));
     assert!(service.log().contains("payments.url"));
+    pair.finish().await;
+}
+
+/// How often a handler has run, and what lets its runs end.
+#[derive(Clone, Debug)]
+struct Gate {
+    runs: Arc<AtomicU32>,
+    open: Arc<Semaphore>,
+}
+
+/// Two instances of a group, one after the other ready, whose handler of `mail.send` waits at a gate. Their ledger is shared.
+async fn two_instances(pair: &mut Pair, database: &Database) -> (Gate, ServiceOfTest) {
+    let gate = Gate { runs: Arc::default(), open: Arc::new(Semaphore::new(0)) };
+    let config = &mut pair.provider_config;
+    config.ledger.url = database.url.clone();
+    config.concurrency = 1;
+    config.ahead_max = 0;
+    (config.progress.interval, config.progress.heartbeat) = (Duration::from_millis(100), Duration::from_millis(100));
+    config.lease = Duration::from_millis(300);
+    let provider = || {
+        let gate = gate.clone();
+        let send = move |_: Value, context: Context| {
+            let gate = gate.clone();
+            async move {
+                let key = context.intent().await?;
+                gate.runs.fetch_add(1, Ordering::SeqCst);
+                gate.open.acquire().await.unwrap().forget();
+                Ok::<_, Failure>(json!({ "key": key }))
+            }
+        };
+        Provider::builder(pair.provider_config.clone()).handle_external("mail.send", send).build().unwrap()
+    };
+    let (first, second) = (provider(), provider());
+    pair.start_provider_with(first);
+    let shutdown = CancellationToken::new();
+    let second = ServiceOfTest::start(shutdown.clone(), second.run(shutdown));
+    eventually("both take requests", async || {
+        let queue = pair.host.queue("arr.request.mail.send").await;
+        if queue["consumers"] == 2 { Ok(()) } else { Err(queue["consumers"].to_string()) }
+    })
+    .await;
+    (gate, second)
+}
+
+/// The copy goes to the instance that is idle, which waits for a lease, sees it renewed, and leaves the request alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_instance_works_on_is_not_begun_by_another() {
+    let mut pair = Pair::prepare().await;
+    let mut asker = Asker::start(&pair.host, &["mail.send"]).await;
+    let database = Postgres::shared().await.database().await;
+    let (gate, second) = two_instances(&mut pair, &database).await;
+    let request = request("mail.send", &json!({}));
+    asker.send(&request).await;
+    eventually("it is begun", async || match gate.runs.load(Ordering::SeqCst) {
+        0 => Err("not yet".into()),
+        _ => Ok(()),
+    })
+    .await;
+    asker.send(&request).await;
+    eventually("the copy is settled, its first is not", async || {
+        let queue = pair.host.queue("arr.request.mail.send").await;
+        let (sent, ready, held) =
+            (&queue["message_stats"]["publish"], &queue["messages_ready"], &queue["messages_unacknowledged"]);
+        if *sent == 2 && *ready == 0 && *held == 1 {
+            Ok(())
+        } else {
+            Err(format!("{sent} sent, {ready} ready, {held} held"))
+        }
+    })
+    .await;
+    gate.open.add_permits(2);
+    assert!(succeeded(&asker.reply(&request).await));
+    assert_eq!(gate.runs.load(Ordering::SeqCst), 1);
+    // And whoever gets it now, it is answered from the ledger.
+    for _ in 0..4 {
+        asker.send(&request).await;
+        assert!(succeeded(&asker.reply(&request).await));
+    }
+    assert_eq!(gate.runs.load(Ordering::SeqCst), 1);
+    second.stop().await.unwrap();
+    asker.finish().await;
     pair.finish().await;
 }

@@ -140,6 +140,12 @@ async fn a_handler_that_panics_is_that_operations_failure_and_nothing_elses() {
             .handle_transactional("order.place", |_: Value, _: &provider::Transaction<'_>| -> Result<Value, Failure> {
                 panic!("as asked for")
             })
+            .handle_transactional_on_postgres("order.place", |_: Value, transaction| {
+                Box::pin(async {
+                    sqlx::query("select 1 / 0").execute(transaction.connection()).await.unwrap();
+                    Ok(Value::Null)
+                })
+            })
             .build()
             .unwrap()
     };

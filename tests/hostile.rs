@@ -297,9 +297,7 @@ async fn everything_delivered_three_times_has_one_effect_and_one_transition() {
         () = duplicate => panic!("the consumer was cancelled"),
         () = place => {}
     }
-    let ledger = rusqlite::Connection::open(pair.folder.path().join("provider.db")).unwrap();
-    let stock = "select stock from inventory where sku = 'mouse'";
-    assert_eq!(ledger.query_row(stock, [], |row| row.get::<_, usize>(0)).unwrap(), 5000 - ORDERS);
+    assert_eq!(harness::orders::taken(&pair.ledger).await, (ORDERS as i64, ORDERS as i64));
     let succeeded = "select count(*) from operations where status = 2 and late_outcome is null";
     assert_eq!(pair.store.numbers(succeeded).await, [ORDERS as i64 + 1]);
     assert!(pair.metric("arr_duplicate_messages_total", "").await >= 2.0 * ORDERS as f64);

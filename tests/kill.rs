@@ -39,7 +39,7 @@ async fn a_requestor_killed_straight_after_a_202_still_keeps_its_word() {
     for id in &ids {
         stack.caller.result(id).await;
     }
-    assert_eq!(taken(stack.folder.path()), (10, 10));
+    assert_eq!(taken(&stack.ledger).await, (10, 10));
     assert!(provider.terminate().await.success());
     assert!(requestor.terminate().await.success());
     stack.finish().await;
@@ -161,7 +161,7 @@ async fn two_thousand_orders_survive_fifteen_kills() {
     // Orders whose 202 was lost with the requestor are placed as well, and must have ended before stock is counted.
     stack.caller.none_open().await;
     let [recorded] = stack.store.numbers("select count(*) from operations where status = 2").await;
-    let (stock, orders) = taken(stack.folder.path());
+    let (stock, orders) = taken(&stack.ledger).await;
     eprintln!(
         "accepted {}, succeeded {succeeded}, recorded {recorded}, orders {orders}, stock taken {}",
         ids.len(),
@@ -198,7 +198,7 @@ async fn replies_that_were_taken_and_not_stored_come_again() {
     requestor.kill();
     let mut requestor = patient.start().await;
     stack.caller.result(&id).await;
-    assert_eq!(taken(stack.folder.path()), (2, 2));
+    assert_eq!(taken(&stack.ledger).await, (2, 2));
     assert!(provider.terminate().await.success());
     assert!(requestor.terminate().await.success());
     stack.finish().await;

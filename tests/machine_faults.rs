@@ -5,6 +5,7 @@ use harness::broker::VirtualHost;
 use harness::orders::{order, place, placed_once, taken};
 use harness::process::{Process, Service};
 use harness::services::{Services, analysis};
+use harness::store::StoreOfTest;
 use harness::{clock, eventually};
 use nix::sys::signal::Signal;
 use std::io::Write;
@@ -65,10 +66,10 @@ async fn a_provider_that_stands_still_in_mid_job_has_each_effect_once_when_it_go
     stack.caller.result(&long).await;
     let before = stack.caller.operation(&long).await;
     provider.signal(Signal::SIGCONT);
-    placed_once(&stack.caller, &ids, stack.folder.path()).await;
+    placed_once(&stack.caller, &ids, &stack.ledger).await;
     // It ends what it had begun, and its reply comes too late.
     assert!(provider.terminate().await.success());
-    placed_once(&stack.caller, &ids, stack.folder.path()).await;
+    placed_once(&stack.caller, &ids, &stack.ledger).await;
     assert_eq!(stack.caller.operation(&long).await, before);
     finish(stack, [other, requestor]).await;
 }
@@ -84,7 +85,7 @@ async fn a_requestor_that_stands_still_takes_its_replies_when_it_goes_on() {
     abandoned(&stack.host, "arr.reply.default").await;
     requestor.signal(Signal::SIGCONT);
     ids.extend(place(&stack.caller, 5).await);
-    placed_once(&stack.caller, &ids, stack.folder.path()).await;
+    placed_once(&stack.caller, &ids, &stack.ledger).await;
     finish(stack, [provider, requestor]).await;
 }
 
@@ -124,7 +125,7 @@ async fn a_requestor_whose_disk_is_full_accepts_nothing_and_keeps_what_it_has_ac
     stack.caller.operation(&ids[0]).await;
     std::fs::remove_file(filler).unwrap();
     ids.extend(place(&stack.caller, 5).await);
-    placed_once(&stack.caller, &ids, stack.folder.path()).await;
+    placed_once(&stack.caller, &ids, &stack.ledger).await;
     finish(stack, [provider, requestor]).await;
 }
 
@@ -151,7 +152,7 @@ async fn a_provider_whose_disk_is_full_waits_until_it_can_record_what_it_does() 
     for file in ["provider.db", "provider.db-wal"] {
         std::fs::copy(provider.sees(&disk.join(file)), stack.folder.path().join(file)).unwrap();
     }
-    placed_once(&stack.caller, &ids, stack.folder.path()).await;
+    placed_once(&stack.caller, &ids, &StoreOfTest::in_file(stack.folder.path(), "provider")).await;
     finish(stack, [provider, requestor]).await;
 }
 
@@ -178,7 +179,7 @@ async fn clocks_that_are_wrong_neither_end_an_operation_early_nor_keep_it_for_ev
         let ended = stack.caller.ended(&hopeless).await;
         assert_eq!(ended["error"]["type"], "urn:problem-type:arr:deadline-exceeded", "{ended}");
         assert!(started.elapsed() > Duration::from_secs(2), "ended after {:?}", started.elapsed());
-        assert_eq!(taken(stack.folder.path()), (1, 1));
+        assert_eq!(taken(&stack.ledger).await, (1, 1));
         // A copy that is still in its queue would become a dead letter when nobody is there to take it.
         harness::pair::drained(&stack.host).await;
         finish(stack, [provider, requestor]).await;

@@ -1,4 +1,5 @@
-//! Several requestors on one database: any takes any reply, and what one learns wakes who waits at another.
+//! Several requestors on one database: any takes any reply, and what one learns wakes who waits at another. Several
+//! providers on one ledger.
 
 use futures_util::future::join_all;
 use harness::broker::Broker;
@@ -8,6 +9,7 @@ use harness::http_client;
 use harness::orders::{order, taken};
 use harness::postgres::Postgres;
 use harness::process::Service;
+use harness::store::StoreOfTest;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::topology;
@@ -21,6 +23,13 @@ fn requestor(name: &str, broker: &str, store: &str, folder: &Path) -> Service {
     let folder = folder.join(name);
     std::fs::create_dir_all(&folder).unwrap();
     Service::requestor(broker, &folder).with("REQUESTOR_STORE__URL", store)
+}
+
+/// A provider of orders with its ledger in a database, and with its log in a folder of its own below `folder`.
+fn provider(name: &str, broker: &str, ledger: &str, folder: &Path) -> Service {
+    let folder = folder.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    Service::provider(broker, &folder).with("PROVIDER_KINDS", "order.place").with("PROVIDER_LEDGER__URL", ledger)
 }
 
 fn caller(service: &Service) -> Caller {
@@ -119,18 +128,19 @@ impl Callers {
     }
 }
 
-/// With a hundred orders under way all the time, one of two requestors and one of three brokers are killed at once.
+/// With a hundred orders under way all the time, one of two requestors, one of two providers and one of three brokers are
+/// killed at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_of_two_requestors_and_one_of_three_brokers_may_be_killed_under_load() {
+async fn one_of_two_requestors_and_providers_and_one_of_three_brokers_may_be_killed_under_load() {
     const ORDERS: usize = 1000;
     let cluster = Cluster::start().await.unwrap();
     let host = cluster.virtual_host().await;
     let (folder, database) = (tempfile::tempdir().unwrap(), Postgres::shared().await.database().await);
-    let url = cluster.url(&host);
-    let services = ["a", "b"].map(|name| requestor(name, &url, database.url.expose(), folder.path()));
-    let provider = Service::provider(&url, folder.path()).with("PROVIDER_KINDS", "order.place");
-    let mut provider_process = provider.start().await;
+    let (url, store) = (cluster.url(&host), database.url.expose());
+    let services = ["a", "b"].map(|name| requestor(name, &url, store, folder.path()));
+    let providers = ["c", "d"].map(|name| provider(name, &url, store, folder.path()));
     let [mut killed, mut left] = [services[0].start().await, services[1].start().await];
+    let [mut killed_provider, mut left_provider] = [providers[0].start().await, providers[1].start().await];
     for service in &services {
         caller(service).ready().await;
     }
@@ -151,6 +161,7 @@ async fn one_of_two_requestors_and_one_of_three_brokers_may_be_killed_under_load
         callers.have_ended(ORDERS / 5).await;
         let node = cluster.leader(&host, &topology::request_queue("order.place")).await;
         killed.kill();
+        killed_provider.kill();
         cluster.inflict(Fault::Kill, node).await;
         callers.have_ended(ORDERS / 2).await;
         cluster.heal(Fault::Kill, node).await;
@@ -161,7 +172,8 @@ async fn one_of_two_requestors_and_one_of_three_brokers_may_be_killed_under_load
     ids.dedup();
     assert_eq!(ids.len(), ORDERS, "each was accepted once");
     let count = i64::try_from(ORDERS).unwrap();
-    assert_eq!(taken(folder.path()), (count, count), "stock taken and orders stored");
+    let ledger = StoreOfTest::Database(database);
+    assert_eq!(taken(&ledger).await, (count, count), "stock taken and orders stored");
     assert!(left.terminate().await.success());
-    assert!(provider_process.terminate().await.success());
+    assert!(left_provider.terminate().await.success());
 }

@@ -74,7 +74,7 @@ impl Network {
 
     /// Every order has succeeded and had its effect once, and nothing is left.
     async fn finish(self) {
-        placed_once(&self.pair, &self.ids, self.pair.folder.path()).await;
+        placed_once(&self.pair, &self.ids, &self.pair.ledger).await;
         self.pair.finish().await;
     }
 }

@@ -1,6 +1,6 @@
 use super::caller::Caller;
+use super::store::StoreOfTest;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// The mice there are before the first order, by the provider's default configuration.
 pub const MICE: i64 = 5000;
@@ -20,25 +20,24 @@ pub async fn place(caller: &Caller, count: usize) -> Vec<String> {
     ids
 }
 
-/// Waits until all orders have succeeded and checks that the ledger in `folder` has each of them once and no other.
+/// Waits until all orders have succeeded and checks that the ledger has each of them once and no other.
 ///
 /// # Panics
 /// When one was lost, failed or had its effect twice.
-pub async fn placed_once(caller: &Caller, ids: &[String], folder: &Path) {
+pub async fn placed_once(caller: &Caller, ids: &[String], ledger: &StoreOfTest) {
     for id in ids {
         caller.result(id).await;
     }
     let count = i64::try_from(ids.len()).unwrap();
-    assert_eq!(taken(folder), (count, count), "stock taken and orders stored");
+    assert_eq!(taken(ledger).await, (count, count), "stock taken and orders stored");
 }
 
-/// The mice that were taken and the orders that were stored, by the ledger in `folder`.
+/// The mice that were taken and the orders that were stored, by the ledger.
 ///
 /// # Panics
 /// When there is no ledger yet.
-#[must_use]
-pub fn taken(folder: &Path) -> (i64, i64) {
-    let ledger = rusqlite::Connection::open(folder.join("provider.db")).unwrap();
-    let ask = |sql| ledger.query_row::<i64, _, _>(sql, [], |row| row.get(0)).unwrap();
-    (MICE - ask("select stock from inventory where sku = 'mouse'"), ask("select count(*) from orders"))
+pub async fn taken(ledger: &StoreOfTest) -> (i64, i64) {
+    let sql = "select stock, (select count(*) from orders) from inventory where sku = 'mouse'";
+    let [stock, orders] = ledger.numbers(sql).await;
+    (MICE - stock, orders)
 }

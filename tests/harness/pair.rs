@@ -23,6 +23,8 @@ pub struct Pair {
     pub folder: TempDir,
     /// What the requestor keeps its operations in.
     pub store: StoreOfTest,
+    /// What the provider has its ledger in.
+    pub ledger: StoreOfTest,
     /// The requestor's configuration.
     pub requestor_config: requestor::config::Config,
     /// The provider's configuration.
@@ -32,8 +34,9 @@ pub struct Pair {
     caller: Caller,
 }
 
+/// A service that runs in this process.
 #[derive(Debug)]
-struct Service {
+pub struct Service {
     shutdown: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -67,7 +70,8 @@ impl Pair {
     /// When the default configuration is not valid.
     pub async fn prepare_on(host: VirtualHost) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = StoreOfTest::prepare(folder.path()).await;
+        let store = StoreOfTest::prepare(folder.path(), "requestor").await;
+        let ledger = StoreOfTest::prepare(folder.path(), "provider").await;
         let port = super::free_port();
         let mut requestor_config = requestor::config::Config::load(None).unwrap();
         requestor_config.http.listen.set_port(port);
@@ -76,12 +80,12 @@ impl Pair {
         let mut provider_config = provider::Config::load(None).unwrap();
         provider_config.http.listen.set_port(0);
         provider_config.broker.url = SecretUrl::new(&host.url);
-        provider_config.ledger.url = sqlite(folder.path(), "provider");
+        provider_config.ledger.url = ledger.url();
         provider_config.objects.url = objects(folder.path());
         // Panics that a test asks for and brokers that it takes away would only look like failures.
         provider_config.log.filter = "off".into();
         let caller = Caller::new(format!("http://127.0.0.1:{port}"));
-        Self { host, folder, store, requestor_config, provider_config, requestor: None, provider: None, caller }
+        Self { host, folder, store, ledger, requestor_config, provider_config, requestor: None, provider: None, caller }
     }
 
     /// Starts the requestor.
@@ -168,12 +172,18 @@ impl Pair {
 }
 
 impl Service {
+    /// Starts it; it ends with `shutdown`.
+    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the test waits for it in stop")]
-    fn start(shutdown: CancellationToken, run: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Self {
+    pub fn start(shutdown: CancellationToken, run: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Self {
         Self { shutdown, task: tokio::spawn(run) }
     }
 
-    async fn stop(self) -> anyhow::Result<()> {
+    /// Stops it as SIGTERM does.
+    ///
+    /// # Errors
+    /// That it failed, or does not stop.
+    pub async fn stop(self) -> anyhow::Result<()> {
         self.shutdown.cancel();
         tokio::time::timeout(Duration::from_secs(60), self.task).await.context("does not stop")??
     }

@@ -14,6 +14,8 @@ pub struct Services {
     pub folder: TempDir,
     /// What the requestor keeps its operations in.
     pub store: StoreOfTest,
+    /// What the provider has its ledger in.
+    pub ledger: StoreOfTest,
     /// The requestor.
     pub requestor: Service,
     /// The provider, with one core for an analysis, so that it takes seconds on any machine.
@@ -30,11 +32,14 @@ impl Services {
     pub async fn prepare(query: &str) -> Self {
         let (host, folder) = (Broker::shared().await.virtual_host().await, tempfile::tempdir().unwrap());
         let url = format!("{}{query}", host.url);
-        let store = StoreOfTest::prepare(folder.path()).await;
+        let store = StoreOfTest::prepare(folder.path(), "requestor").await;
+        let ledger = StoreOfTest::prepare(folder.path(), "provider").await;
         let requestor = Service::requestor(&url, folder.path()).with("REQUESTOR_STORE__URL", store.url().expose());
-        let provider = Service::provider(&url, folder.path()).with("RAYON_NUM_THREADS", "1");
+        let provider = Service::provider(&url, folder.path())
+            .with("PROVIDER_LEDGER__URL", ledger.url().expose())
+            .with("RAYON_NUM_THREADS", "1");
         let caller = Caller::new(format!("http://127.0.0.1:{}", requestor.port()));
-        Self { host, folder, store, requestor, provider, caller }
+        Self { host, folder, store, ledger, requestor, provider, caller }
     }
 
     /// Checks that nothing is left in any queue, after both were stopped.

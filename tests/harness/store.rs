@@ -4,7 +4,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where a requestor of a test keeps its operations: in a file, or with `TEST_STORE=postgres` in a database.
+/// Where a requestor of a test keeps its operations, or a provider its ledger: in a file, or with `TEST_STORE=postgres` in
+/// a database.
 #[derive(Debug)]
 pub enum StoreOfTest {
     /// An SQLite file.
@@ -36,15 +37,21 @@ impl Locked {
 }
 
 impl StoreOfTest {
-    /// A new one, or a file in `folder`.
-    pub async fn prepare(folder: &Path) -> Self {
+    /// A new one for the requestor or the provider; if it is a file, in `folder`.
+    pub async fn prepare(folder: &Path, service: &str) -> Self {
         match postgres::for_store().await {
             Some(database) => Self::Database(database),
-            None => Self::File(folder.join("requestor.db")),
+            None => Self::in_file(folder, service),
         }
     }
 
-    /// For `store.url`.
+    /// The file of the requestor or the provider in `folder`.
+    #[must_use]
+    pub fn in_file(folder: &Path, service: &str) -> Self {
+        Self::File(folder.join(format!("{service}.db")))
+    }
+
+    /// For `store.url` or `ledger.url`.
     #[must_use]
     pub fn url(&self) -> SecretUrl {
         match self {

@@ -113,6 +113,7 @@ pub struct HttpConfig {
 #[expect(missing_docs, reason = "the annotated file describes each key")]
 pub struct LedgerConfig {
     pub url: SecretUrl,
+    pub connections_max: u32,
     #[serde(with = "duration")]
     pub retention: Duration,
 }

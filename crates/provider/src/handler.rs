@@ -1,7 +1,7 @@
 //! What a handler is: an asynchronous function from a request to a reply.
 
 use crate::context::Context;
-use crate::ledger::Transaction;
+use crate::ledger::{PostgresTransaction, Transaction};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -48,6 +48,13 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
+impl From<sqlx::Error> for Failure {
+    /// The ledger's database failed: nothing was done, and it may work later.
+    fn from(error: sqlx::Error) -> Self {
+        DatabaseError::from(error).into()
+    }
+}
+
 impl From<DatabaseError> for Failure {
     fn from(error: DatabaseError) -> Self {
         Self::Transient(Problem::new("ledger-failed", 503, "The provider's database failed", error.to_string()))
@@ -56,6 +63,15 @@ impl From<DatabaseError> for Failure {
 
 pub(crate) type AsyncFn = dyn Fn(Content, Context) -> BoxFuture<'static, Result<Content, Failure>> + Send + Sync;
 pub(crate) type TransactionalFn = dyn Fn(&Content, &Transaction<'_>) -> Result<Content, Failure> + Send + Sync;
+pub(crate) type PostgresFn =
+    dyn for<'t> Fn(Content, &'t mut PostgresTransaction) -> BoxFuture<'t, Result<Content, Failure>> + Send + Sync;
+
+/// A transactional handler, for each database that the ledger can be in.
+#[derive(Clone, Default)]
+pub(crate) struct Forms {
+    pub(crate) sqlite: Option<Arc<TransactionalFn>>,
+    pub(crate) postgres: Option<Arc<PostgresFn>>,
+}
 
 /// A handler with its types erased, and what kind of effect it has.
 #[derive(Clone)]
@@ -63,7 +79,7 @@ pub(crate) enum Handler {
     /// Running twice harms nothing.
     Pure(Arc<AsyncFn>),
     /// The effect is in the ledger's own database, and committed together with the outcome.
-    Transactional(Arc<TransactionalFn>),
+    Transactional(Forms),
     /// The effect is elsewhere, and repeated with the same key until its outcome is recorded.
     External(Arc<AsyncFn>),
 }
@@ -115,12 +131,25 @@ where
 
 pub(crate) fn transactional<Q, P>(
     function: impl Fn(Q, &Transaction<'_>) -> Result<P, Failure> + Send + Sync + 'static,
-) -> Handler
+) -> Arc<TransactionalFn>
 where
     Q: DeserializeOwned,
     P: Serialize,
 {
-    Handler::Transactional(Arc::new(move |content, transaction| write(&function(read(content)?, transaction)?)))
+    Arc::new(move |content, transaction| write(&function(read(content)?, transaction)?))
+}
+
+pub(crate) fn transactional_on_postgres<Q, P>(
+    function: impl for<'t> Fn(Q, &'t mut PostgresTransaction) -> BoxFuture<'t, Result<P, Failure>> + Send + Sync + 'static,
+) -> Arc<PostgresFn>
+where
+    Q: DeserializeOwned,
+    P: Serialize + 'static,
+{
+    Arc::new(move |content, transaction| match read(&content) {
+        Ok(request) => function(request, transaction).map(|reply| write(&reply?)).boxed(),
+        Err(failure) => std::future::ready(Err(failure)).boxed(),
+    })
 }
 
 /// Reads what a typed handler asks for. A message without a content type is taken for JSON, as plain RPC clients send it.

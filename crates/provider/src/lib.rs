@@ -43,23 +43,27 @@ mod worker;
 pub use config::Config;
 pub use context::Context;
 pub use handler::Failure;
-pub use ledger::Transaction;
-/// The database library of transactional handlers.
+pub use ledger::{PostgresTransaction, Transaction};
+/// The database library of transactional handlers on SQLite.
 pub use rusqlite;
 /// The library that makes a JSON Schema of a type, for [`Builder::describe`].
 pub use schemars;
 pub use shared::message::Content;
 pub use shared::problem::Problem;
+/// The database library of transactional handlers on PostgreSQL.
+pub use sqlx;
 
 use anyhow::Context as _;
-use handler::Handler;
-use ledger::Ledger;
+use futures_util::future::BoxFuture;
+use handler::{Forms, Handler};
+use ledger::{Ledger, Prepare};
 use rusqlite::Connection;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::amqp::{self, Status, Supervisor};
 use shared::schema::{self, Schemas};
+use sqlx::PgConnection;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -70,8 +74,6 @@ use worker::Worker;
 /// How often the ledger forgets what is past its retention.
 const PURGE_EVERY: Duration = Duration::from_secs(60);
 
-type Prepare = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
-
 /// A provider that is ready to run.
 #[derive(Debug)]
 pub struct Provider {
@@ -79,16 +81,8 @@ pub struct Provider {
     handlers: BTreeMap<String, Handler>,
     schemas: BTreeMap<String, Schemas>,
     version: String,
-    prepare: PrepareAll,
+    prepare: Prepare,
     objects: Option<handlers::video::Objects>,
-}
-
-struct PrepareAll(Vec<Prepare>);
-
-impl std::fmt::Debug for PrepareAll {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} steps", self.0.len())
-    }
 }
 
 /// Collects handlers.
@@ -104,7 +98,7 @@ impl Provider {
             handlers: BTreeMap::new(),
             schemas: BTreeMap::new(),
             version: env!("CARGO_PKG_VERSION").into(),
-            prepare: PrepareAll(Vec::new()),
+            prepare: Prepare::default(),
             objects: None,
         })
     }
@@ -121,6 +115,7 @@ impl Provider {
             .handle_raw(schema::ECHO, handlers::echo::echo)
             .handle(schema::risk::KIND, handlers::risk::analyze)
             .handle_transactional(schema::order::KIND, handlers::order::place)
+            .handle_transactional_on_postgres(schema::order::KIND, handlers::order::place_on_postgres)
             .with_commands()?
             .with_video(&wanted)?;
         if payments.url.is_empty() {
@@ -144,7 +139,12 @@ impl Provider {
             provider.handlers.retain(|kind, _| wanted.contains(kind));
         }
         if provider.handlers.contains_key(schema::order::KIND) {
-            builder = builder.prepare_ledger(move |connection| handlers::order::prepare(connection, &inventory));
+            let articles = inventory.clone();
+            builder = builder
+                .prepare_ledger(move |connection| handlers::order::prepare(connection, &inventory))
+                .prepare_ledger_on_postgres(|connection| {
+                    Box::pin(handlers::order::prepare_on_postgres(connection, articles))
+                });
         }
         builder.build()
     }
@@ -169,8 +169,8 @@ impl Provider {
         shared::telemetry::init_metrics();
         let Self { config, handlers, schemas, version, prepare, objects } = self;
         let announcements = worker::announcing::announcements(&config, &version, &handlers, schemas);
-        let ledger = match handlers.values().any(Handler::has_effect) || !prepare.0.is_empty() {
-            true => Some(Ledger::open(config.ledger.url.expose(), prepare.0).await.context("ledger")?),
+        let ledger = match handlers.values().any(Handler::has_effect) || !prepare.is_empty() {
+            true => Some(Ledger::open(&config.ledger, &handlers, prepare).await.context("ledger")?),
             false => None,
         };
         tracing::info!(listen = %listener.local_addr()?, group = config.group, "provider ready");
@@ -226,10 +226,11 @@ impl Builder {
     }
 
     /// Serves `kind` by a function whose effect is `Transactional`: it happens in the ledger's database, in the
-    /// commit that records the outcome, so a repeated request changes nothing and gets the same answer.
+    /// commit that records the outcome, so a repeated request changes nothing and gets the same answer. This is the form
+    /// for a ledger in SQLite; a kind may have both.
     #[must_use]
     pub fn handle_transactional<Q, P>(
-        self,
+        mut self,
         kind: &str,
         function: impl Fn(Q, &Transaction<'_>) -> Result<P, Failure> + Send + Sync + 'static,
     ) -> Self
@@ -237,7 +238,27 @@ impl Builder {
         Q: DeserializeOwned,
         P: Serialize,
     {
-        self.with(kind, handler::transactional(function))
+        self.forms(kind).sqlite = Some(handler::transactional(function));
+        self
+    }
+
+    /// As [`Builder::handle_transactional`], for a ledger in PostgreSQL, which any number of instances share. The function
+    /// has 15 s, and holds one of `ledger.connections_max` connections.
+    #[must_use]
+    pub fn handle_transactional_on_postgres<Q, P>(
+        mut self,
+        kind: &str,
+        function: impl for<'t> Fn(Q, &'t mut PostgresTransaction) -> BoxFuture<'t, Result<P, Failure>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self
+    where
+        Q: DeserializeOwned,
+        P: Serialize + 'static,
+    {
+        self.forms(kind).postgres = Some(handler::transactional_on_postgres(function));
+        self
     }
 
     /// Serves `kind` by a function whose effect is `External`: it happens in another system. The function calls
@@ -274,13 +295,23 @@ impl Builder {
         self
     }
 
-    /// Runs `prepare` in the ledger's database at every start, to create the tables that a handler needs.
+    /// Runs `prepare` in the ledger's database at every start, to create the tables that a handler needs, if it is SQLite.
     #[must_use]
     pub fn prepare_ledger(
         mut self,
         prepare: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Self {
-        self.0.prepare.0.push(Box::new(prepare));
+        self.0.prepare.sqlite.push(Box::new(prepare));
+        self
+    }
+
+    /// As [`Builder::prepare_ledger`], if the ledger is in PostgreSQL: in one transaction, and one instance at a time.
+    #[must_use]
+    pub fn prepare_ledger_on_postgres(
+        mut self,
+        prepare: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<()>> + Send + 'static,
+    ) -> Self {
+        self.0.prepare.postgres.push(Box::new(prepare));
         self
     }
 
@@ -334,6 +365,19 @@ impl Builder {
                     .handle(COMPRESS, move |request, context| Arc::clone(&second).compress(request, context))
                     .handle(DELIVER, move |request, context| Arc::clone(&video).deliver(request, context)))
             }
+        }
+    }
+
+    /// The forms of a transactional handler of `kind`.
+    fn forms(&mut self, kind: &str) -> &mut Forms {
+        let handler =
+            self.0.handlers.entry(kind.to_owned()).or_insert_with(|| Handler::Transactional(Forms::default()));
+        if !matches!(handler, Handler::Transactional(_)) {
+            *handler = Handler::Transactional(Forms::default());
+        }
+        match handler {
+            Handler::Transactional(forms) => forms,
+            Handler::Pure(_) | Handler::External(_) => unreachable!("it was made transactional"),
         }
     }
 

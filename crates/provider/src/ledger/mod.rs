@@ -1,155 +1,252 @@
 //! What this provider group has done, and what it has promised not to do: a repeated request is answered from here
 //! without running its effect again.
 //!
-//! [`decide`] is the whole protocol of an entry; `sqlite` stores what it says.
+//! `entry` is the whole protocol of an entry; `sqlite` and `postgres` store what it says, in one file for one process or in
+//! one database for many.
 
+mod entry;
+mod postgres;
 mod sqlite;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use entry::Answer;
+pub use postgres::PostgresTransaction;
 pub use sqlite::Transaction;
-pub(crate) use sqlite::{Claim, Claimed, Executed, Ledger, Subject, panicked};
 
-use shared::message::Outcome;
+use crate::config::LedgerConfig;
+use crate::handler::{Failure, Forms, Handler};
+use anyhow::{Context, ensure};
+use entry::Asked;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use rusqlite::Connection;
+use shared::database::{self, DatabaseError};
+use shared::message::{Content, Outcome, Request};
+use shared::problem::Problem;
+use sqlx::PgConnection;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-/// How far a request is.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum State {
-    /// An execution has begun and had no effect; if its process is gone, another may begin.
-    Claimed,
-    /// The effect may have happened, under the request's idempotency key.
-    Intent,
-    /// This came of it.
-    Done(Outcome),
-    /// It was canceled before its effect, which will never happen.
-    Tombstone,
+/// What an entry is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) identity: String,
+    pub(crate) kind: String,
+    /// The request's, from which on the retention counts. A foreign request without one counts from now.
+    pub(crate) deadline: Timestamp,
 }
 
-/// What the ledger knows of one request.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
-    pub(crate) state: State,
-    /// The highest attempt of the requestor's that was claimed.
-    pub(crate) attempt: u32,
-    /// Grows with each claim: what an execution of an earlier epoch wants is refused.
-    pub(crate) epoch: i64,
-    /// Whether an effect may ever have happened. Never taken back, so that such a request is never canceled, also not
-    /// when it is attempted again after a failure.
-    pub(crate) intended: bool,
-}
-
-/// What is asked of an entry.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Asked {
-    /// May this attempt be carried out?
-    Claim { attempt: u32 },
-    /// May the execution of this epoch have its effect now?
-    Intend { epoch: i64 },
-    /// The execution of this epoch has ended with an outcome.
-    Record { epoch: i64, outcome: Outcome },
-    /// The execution of this epoch has ended without one.
-    Release { epoch: i64 },
-    /// May the requestor say of this attempt that it had no effect and will have none?
-    Cancel { attempt: u32 },
-}
-
-/// What the ledger says.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Answer {
-    /// It is so from now on. The epoch is the entry's.
-    Yes { epoch: i64 },
-    /// This was recorded before.
-    Recorded { attempt: u32, outcome: Outcome },
-    /// There is a tombstone.
-    Canceled,
-    /// Another execution will answer, or has the right to.
-    No,
-}
-
-/// The answer, and the entry as it must be written before it is given.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Decision {
-    pub(crate) write: Option<Entry>,
-    pub(crate) answer: Answer,
-}
-
-/// Decides what becomes of an entry. Pure: no clock, no database.
-pub(crate) fn decide(entry: Option<&Entry>, asked: Asked) -> Decision {
-    match (asked, entry) {
-        (Asked::Claim { attempt }, entry) => claim(entry, attempt),
-        (Asked::Cancel { attempt }, entry) => cancel(entry, attempt),
-        (_, None) => Decision::only(Answer::No),
-        (_, Some(Entry { state: State::Tombstone, .. })) => Decision::only(Answer::Canceled),
-        (Asked::Intend { epoch }, Some(entry)) => match entry.state {
-            State::Claimed | State::Intent if entry.epoch == epoch => {
-                Decision::write(Entry { state: State::Intent, intended: true, ..entry.clone() })
-            }
-            _ => Decision::only(Answer::No),
-        },
-        (Asked::Record { epoch, outcome }, Some(entry)) => match &entry.state {
-            State::Claimed | State::Intent if entry.epoch == epoch => {
-                Decision::write(Entry { state: State::Done(outcome), ..entry.clone() })
-            }
-            _ => Decision::only(entry.last_word(entry.attempt).unwrap_or(Answer::No)),
-        },
-        (Asked::Release { epoch }, Some(entry)) => match entry.state {
-            // The next epoch, so that nothing that is left of this execution can have an effect.
-            State::Claimed | State::Intent if entry.epoch == epoch => {
-                Decision::write(Entry { epoch: epoch + 1, ..entry.clone() })
-            }
-            _ => Decision::only(Answer::No),
-        },
+impl Subject {
+    /// What a request is about; none if it has no name by which a repeat could be recognised.
+    pub(crate) fn of(request: &Request) -> Option<Self> {
+        let deadline = request.deadline.unwrap_or_else(Timestamp::now);
+        // PostgreSQL has no text with a zero in it.
+        let identity = request.identity().filter(|identity| !identity.contains('\0'))?;
+        Some(Self { identity, kind: request.kind.clone(), deadline })
     }
 }
 
-/// One process at a time has the ledger open, and it runs a request once at a time: whoever asks for a claim that is
-/// held asks after the death of its holder.
-fn claim(entry: Option<&Entry>, attempt: u32) -> Decision {
-    let Some(entry) = entry else {
-        return Decision::write(Entry { state: State::Claimed, attempt, epoch: 1, intended: false });
-    };
-    if let Some(answer) = entry.last_word(attempt) {
-        return Decision::only(answer);
-    }
-    let state = if entry.intended { State::Intent } else { State::Claimed };
-    let (attempt, epoch) = (entry.attempt.max(attempt), entry.epoch + 1);
-    Decision::write(Entry { state, attempt, epoch, intended: entry.intended })
+/// How a transactional request was carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Executed {
+    /// Now, for the first time.
+    Now(Outcome),
+    /// Not: there was something in the ledger already.
+    Before(Answer),
+    /// Not, and it may work later.
+    NotNow(Failure),
 }
 
-fn cancel(entry: Option<&Entry>, attempt: u32) -> Decision {
-    let tombstone = |epoch, attempt| Decision {
-        write: Some(Entry { state: State::Tombstone, attempt, epoch, intended: false }),
-        answer: Answer::Canceled,
-    };
-    match entry {
-        None => tombstone(1, attempt),
-        Some(entry) => match entry.last_word(attempt) {
-            Some(answer) => Decision::only(answer),
-            None if entry.intended => Decision::only(Answer::No),
-            None => tombstone(entry.epoch + 1, entry.attempt.max(attempt)),
-        },
+/// What came of the wish to carry out a request with an external effect.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    /// It may be carried out.
+    Now(Claim),
+    /// There was something in the ledger already.
+    Before(Answer),
+    /// Another process has the claim, for this long unless it renews it.
+    Held(Duration),
+}
+
+/// The right of one execution to have the effect of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    ledger: Ledger,
+    subject: Subject,
+    epoch: i64,
+}
+
+/// Makes the tables of handlers, in the ledger's database.
+#[derive(Default)]
+pub(crate) struct Prepare {
+    pub(crate) sqlite: Vec<PrepareSqlite>,
+    pub(crate) postgres: Vec<PreparePostgres>,
+}
+
+impl Prepare {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sqlite.is_empty() && self.postgres.is_empty()
     }
 }
 
-impl Entry {
-    /// What is final for `attempt`: a success for all, a failure for its own attempt and those before.
-    fn last_word(&self, attempt: u32) -> Option<Answer> {
-        match &self.state {
-            State::Claimed | State::Intent => None,
-            State::Tombstone => Some(Answer::Canceled),
-            State::Done(Outcome::Failed(_)) if attempt > self.attempt => None,
-            State::Done(outcome) => Some(Answer::Recorded { attempt: self.attempt, outcome: outcome.clone() }),
+impl std::fmt::Debug for Prepare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} steps, {} on PostgreSQL", self.sqlite.len(), self.postgres.len())
+    }
+}
+
+pub(crate) type PrepareSqlite = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+pub(crate) type PreparePostgres =
+    Box<dyn for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<()>> + Send>;
+
+/// The ledger, together with the tables of the handlers.
+#[derive(Clone, Debug)]
+pub(crate) enum Ledger {
+    Sqlite(sqlite::Ledger),
+    /// What is asked of it is on the heap: it would make every future that asks large.
+    Postgres(postgres::Ledger),
+}
+
+impl Ledger {
+    /// Opens the ledger, creates it if it is not there, and lets `prepare` make the handlers' tables.
+    pub(crate) async fn open(
+        config: &LedgerConfig,
+        handlers: &BTreeMap<String, Handler>,
+        prepare: Prepare,
+    ) -> anyhow::Result<Self> {
+        let url = config.url.expose();
+        let on_postgres = database::is_postgres(url);
+        let fits = |handler: &Handler| match handler {
+            Handler::Transactional(forms) if on_postgres => forms.postgres.is_some(),
+            Handler::Transactional(forms) => forms.sqlite.is_some(),
+            _ => true,
+        };
+        if let Some((kind, _)) = handlers.iter().find(|(_, handler)| !fits(handler)) {
+            let (is, form) = match on_postgres {
+                true => ("PostgreSQL", "handle_transactional_on_postgres"),
+                false => ("SQLite", "handle_transactional"),
+            };
+            anyhow::bail!(
+                "ledger.url is of {is}, and the handler of {kind:?} has no form for it: register it by {form}"
+            );
+        }
+        if on_postgres {
+            ensure!(config.connections_max > 0, "ledger.connections_max must be at least 1");
+            let ledger = postgres::Ledger::open(url, config.connections_max, prepare.postgres).await;
+            return Ok(Self::Postgres(ledger.context("ledger.url")?));
+        }
+        Ok(Self::Sqlite(sqlite::Ledger::open(url, prepare.sqlite).await?))
+    }
+
+    /// Runs a transactional handler's `function` and records its outcome in one commit, unless there is an outcome
+    /// already.
+    pub(crate) async fn execute(
+        &self,
+        subject: Subject,
+        attempt: u32,
+        content: Content,
+        forms: &Forms,
+    ) -> Result<Executed, DatabaseError> {
+        let missing = || DatabaseError::Failed("the handler has no form for this database".into());
+        match self {
+            Self::Sqlite(ledger) => {
+                let function = forms.sqlite.clone().ok_or_else(missing)?;
+                ledger.execute(subject, attempt, content, function).await
+            }
+            Self::Postgres(ledger) => {
+                let function = forms.postgres.as_ref().ok_or_else(missing)?;
+                Box::pin(ledger.execute(&subject, attempt, content, &**function)).await
+            }
+        }
+    }
+
+    /// Asks for the right to carry out `attempt` of a request, and holds it for `lease`.
+    pub(crate) async fn claim(
+        &self,
+        subject: Subject,
+        attempt: u32,
+        lease: Duration,
+    ) -> Result<Claimed, DatabaseError> {
+        let (answer, held_for) = match self {
+            // One process at a time has the file open, so what is held there is held by the dead.
+            Self::Sqlite(ledger) => (ledger.claim(&subject, attempt, lease).await?, Duration::ZERO),
+            Self::Postgres(ledger) => Box::pin(ledger.claim(&subject, attempt, lease)).await?,
+        };
+        Ok(match answer {
+            Answer::Yes { epoch } => Claimed::Now(Claim { ledger: self.clone(), subject, epoch }),
+            Answer::Held => Claimed::Held(held_for),
+            answer => Claimed::Before(answer),
+        })
+    }
+
+    /// Writes a tombstone unless the effect may have happened.
+    pub(crate) async fn cancel(&self, subject: Subject, attempt: u32) -> Result<Answer, DatabaseError> {
+        self.apply(&subject, Asked::Cancel { attempt }).await
+    }
+
+    async fn apply(&self, subject: &Subject, asked: Asked) -> Result<Answer, DatabaseError> {
+        match self {
+            Self::Sqlite(ledger) => ledger.apply(subject, asked).await,
+            Self::Postgres(ledger) => Box::pin(ledger.apply(subject, asked)).await,
+        }
+    }
+
+    /// Forgets the requests whose deadline passed more than `retention` ago.
+    pub(crate) async fn purge(&self, now: Timestamp, retention: Duration) -> Result<(), DatabaseError> {
+        let before = now.checked_sub(retention).unwrap_or(Timestamp::MIN);
+        match self {
+            Self::Sqlite(ledger) => ledger.purge(before).await,
+            Self::Postgres(ledger) => Box::pin(ledger.purge(before)).await,
+        }
+    }
+
+    /// Whether one transaction after the other is written, and those that wait are committed together.
+    pub(crate) fn commits_together(&self) -> bool {
+        matches!(self, Self::Sqlite(_))
+    }
+
+    /// Returns when the file can no longer be trusted; the process must not go on.
+    pub(crate) async fn failed(&self) {
+        match self {
+            Self::Sqlite(ledger) => ledger.failed().await,
+            Self::Postgres(_) => std::future::pending().await,
         }
     }
 }
 
-impl Decision {
-    fn only(answer: Answer) -> Self {
-        Self { write: None, answer }
+impl Claim {
+    /// The idempotency key of the effect.
+    pub(crate) fn key(&self) -> &str {
+        &self.subject.identity
     }
 
-    fn write(entry: Entry) -> Self {
-        let answer = Answer::Yes { epoch: entry.epoch };
-        Self { write: Some(entry), answer }
+    /// Writes down that the effect may happen from now on; refused if the request was canceled.
+    pub(crate) async fn intend(&self) -> Result<Answer, DatabaseError> {
+        self.ledger.apply(&self.subject, Asked::Intend { epoch: self.epoch }).await
     }
+
+    /// Records what came of it.
+    pub(crate) async fn record(&self, outcome: Outcome) -> Result<Answer, DatabaseError> {
+        self.ledger.apply(&self.subject, Asked::Record { epoch: self.epoch, outcome }).await
+    }
+
+    /// Gives the right back without an outcome.
+    pub(crate) async fn release(&self) -> Result<Answer, DatabaseError> {
+        self.ledger.apply(&self.subject, Asked::Release { epoch: self.epoch }).await
+    }
+
+    /// Holds the right for `lease` from now.
+    pub(crate) async fn renew(&self, lease: Duration) -> Result<(), DatabaseError> {
+        let identity = &self.subject.identity;
+        match &self.ledger {
+            Ledger::Sqlite(ledger) => ledger.renew(identity, self.epoch, lease).await,
+            Ledger::Postgres(ledger) => Box::pin(ledger.renew(identity, self.epoch, lease)).await,
+        }
+    }
+}
+
+/// The outcome of a handler that panicked. What it said is in the log, not for callers.
+pub(crate) fn panicked() -> Problem {
+    Problem::new("handler-panicked", 500, "The provider failed", "the handler panicked; see the provider's log")
 }

@@ -1,12 +1,13 @@
-//! The ledger in an SQLite file: all SQL of the provider but the handlers' own.
+//! The ledger in an SQLite file, which one process at a time has open.
 
-use super::{Answer, Asked, Decision, Entry, State, decide};
+use super::entry::{Answer, Asked, Decision, Entry, State, decide};
+use super::{Executed, PrepareSqlite, Subject, panicked};
 use crate::handler::{Failure, TransactionalFn};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use rusqlite_migration::{M, Migrations};
 use shared::database::{DatabaseError, Sqlite};
-use shared::message::{Content, Outcome, Request};
+use shared::message::{Content, Outcome};
 use shared::problem::{CONTENT_TYPE, Problem};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -72,69 +73,17 @@ impl Transaction<'_> {
     }
 }
 
-/// What an entry is about.
-#[derive(Clone, Debug)]
-pub(crate) struct Subject {
-    pub(crate) identity: String,
-    pub(crate) kind: String,
-    /// The request's, from which on the retention counts. A foreign request without one counts from now.
-    pub(crate) deadline: Timestamp,
-}
-
-impl Subject {
-    /// What a request is about; none if it has no name by which a repeat could be recognised.
-    pub(crate) fn of(request: &Request) -> Option<Self> {
-        let deadline = request.deadline.unwrap_or_else(Timestamp::now);
-        Some(Self { identity: request.identity()?, kind: request.kind.clone(), deadline })
-    }
-}
-
-/// How a transactional request was carried out.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Executed {
-    /// Now, for the first time.
-    Now(Outcome),
-    /// Not: there was something in the ledger already.
-    Before(Answer),
-    /// Not, and it may work later.
-    NotNow(Failure),
-}
-
-/// What came of the wish to carry out a request with an external effect.
-#[derive(Debug)]
-pub(crate) enum Claimed {
-    /// It may be carried out.
-    Now(Claim),
-    /// There was something in the ledger already.
-    Before(Answer),
-}
-
-/// The right of one execution to have the effect of a request.
-#[derive(Clone, Debug)]
-pub(crate) struct Claim {
-    ledger: Ledger,
-    subject: Subject,
-    epoch: i64,
-}
-
-/// The ledger in an SQLite file, together with the tables of the handlers.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger(Sqlite);
 
 impl Ledger {
-    /// Opens the ledger, creates it if it is not there, and lets `prepare` make the handlers' tables.
-    pub(crate) async fn open(
-        url: &str,
-        prepare: Vec<impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static>,
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn open(url: &str, prepare: Vec<PrepareSqlite>) -> anyhow::Result<Self> {
         let database = Sqlite::open(url, &Migrations::new(vec![M::up(CREATE), M::up(ADD_STATES)]))?;
         database.write(move |connection| prepare.into_iter().try_for_each(|prepare| prepare(connection))).await?;
         Ok(Self(database))
     }
 
-    /// Runs a transactional handler's `function` and records its outcome in one commit, unless there is an outcome
-    /// already.
-    pub(crate) async fn execute(
+    pub(super) async fn execute(
         &self,
         subject: Subject,
         attempt: u32,
@@ -143,7 +92,8 @@ impl Ledger {
     ) -> Result<Executed, DatabaseError> {
         self.0
             .write(move |connection| {
-                let claimed = decide(find(connection, &subject.identity)?.as_ref(), Asked::Claim { attempt });
+                let asked = Asked::Claim { attempt, held: false };
+                let claimed = decide(find(connection, &subject.identity)?.as_ref(), asked);
                 let Some(entry) = claimed.write else { return Ok(Executed::Before(claimed.answer)) };
                 let outcome = match run(connection, &subject.identity, &content, &*function)? {
                     Ok(content) => Outcome::Succeeded(content),
@@ -157,38 +107,36 @@ impl Ledger {
             .await
     }
 
-    /// Asks for the right to carry out `attempt` of a request, and holds it for `lease`.
-    pub(crate) async fn claim(
+    pub(super) async fn claim(
         &self,
-        subject: Subject,
+        subject: &Subject,
         attempt: u32,
         lease: Duration,
-    ) -> Result<Claimed, DatabaseError> {
-        let ledger = self.clone();
+    ) -> Result<Answer, DatabaseError> {
+        let subject = subject.clone();
         self.0
-            .write(move |connection| match apply(connection, &subject, Asked::Claim { attempt })? {
-                Answer::Yes { epoch } => {
+            .write(move |connection| {
+                let answer = apply(connection, &subject, Asked::Claim { attempt, held: false })?;
+                if let Answer::Yes { epoch } = answer {
                     renew(connection, &subject.identity, epoch, lease)?;
-                    Ok(Claimed::Now(Claim { ledger, subject, epoch }))
                 }
-                answer => Ok(Claimed::Before(answer)),
+                Ok(answer)
             })
             .await
     }
 
-    /// Writes a tombstone unless the effect may have happened.
-    pub(crate) async fn cancel(&self, subject: Subject, attempt: u32) -> Result<Answer, DatabaseError> {
-        self.apply(&subject, Asked::Cancel { attempt }).await
-    }
-
-    async fn apply(&self, subject: &Subject, asked: Asked) -> Result<Answer, DatabaseError> {
+    pub(super) async fn apply(&self, subject: &Subject, asked: Asked) -> Result<Answer, DatabaseError> {
         let subject = subject.clone();
         self.0.write(move |connection| apply(connection, &subject, asked)).await
     }
 
-    /// Forgets the requests whose deadline passed more than `retention` ago.
-    pub(crate) async fn purge(&self, now: Timestamp, retention: Duration) -> Result<(), DatabaseError> {
-        let before = now.checked_sub(retention).unwrap_or(Timestamp::MIN).as_millisecond();
+    pub(super) async fn renew(&self, identity: &str, epoch: i64, lease: Duration) -> Result<(), DatabaseError> {
+        let identity = identity.to_owned();
+        self.0.write(move |connection| renew(connection, &identity, epoch, lease)).await
+    }
+
+    pub(super) async fn purge(&self, before: Timestamp) -> Result<(), DatabaseError> {
+        let before = before.as_millisecond();
         let sql = "delete from ledger where identity in
             (select identity from ledger where deadline < ?1 order by deadline limit ?2)";
         loop {
@@ -199,37 +147,8 @@ impl Ledger {
         }
     }
 
-    /// Returns when the file can no longer be trusted; the process must not go on.
-    pub(crate) async fn failed(&self) {
+    pub(super) async fn failed(&self) {
         self.0.failed().await;
-    }
-}
-
-impl Claim {
-    /// The idempotency key of the effect.
-    pub(crate) fn key(&self) -> &str {
-        &self.subject.identity
-    }
-
-    /// Writes down that the effect may happen from now on; refused if the request was canceled.
-    pub(crate) async fn intend(&self) -> Result<Answer, DatabaseError> {
-        self.ledger.apply(&self.subject, Asked::Intend { epoch: self.epoch }).await
-    }
-
-    /// Records what came of it.
-    pub(crate) async fn record(&self, outcome: Outcome) -> Result<Answer, DatabaseError> {
-        self.ledger.apply(&self.subject, Asked::Record { epoch: self.epoch, outcome }).await
-    }
-
-    /// Gives the right back without an outcome.
-    pub(crate) async fn release(&self) -> Result<Answer, DatabaseError> {
-        self.ledger.apply(&self.subject, Asked::Release { epoch: self.epoch }).await
-    }
-
-    /// Holds the right for `lease` from now.
-    pub(crate) async fn renew(&self, lease: Duration) -> Result<(), DatabaseError> {
-        let (identity, epoch) = (self.subject.identity.clone(), self.epoch);
-        self.ledger.0.write(move |connection| renew(connection, &identity, epoch, lease)).await
     }
 }
 
@@ -263,11 +182,6 @@ fn run(
     }
     connection.prepare_cached("release effect")?.execute([])?;
     Ok(result)
-}
-
-/// The outcome of a handler that panicked. What it said is in the log, not for callers.
-pub(crate) fn panicked() -> Problem {
-    Problem::new("handler-panicked", 500, "The provider failed", "the handler panicked; see the provider's log")
 }
 
 fn find(connection: &Connection, identity: &str) -> rusqlite::Result<Option<Entry>> {

@@ -99,7 +99,7 @@ impl Worker {
         let (attempt, outcome) = match said {
             Answer::Canceled => (cancel.attempt, Outcome::Failed(Problem::canceled())),
             Answer::Recorded { attempt, outcome } => (attempt, outcome),
-            Answer::Yes { .. } | Answer::No => return,
+            Answer::Yes { .. } | Answer::No | Answer::Held => return,
         };
         let reply = self.fitting(Reply::new(cancel.step, attempt, outcome));
         match answer(&cancel.reply_to, &cancel.operation.to_string(), &reply) {

@@ -2,7 +2,7 @@
 
 use super::execution::Ended;
 use super::{Job, NoReply, Worker};
-use crate::handler::{AsyncFn, Failure, Handler, TransactionalFn};
+use crate::handler::{AsyncFn, Failure, Forms, Handler};
 use crate::ledger::{Answer, Claim, Claimed, Executed, Ledger, Subject, panicked};
 use jiff::{SignedDuration, Timestamp};
 use shared::database::DatabaseError;
@@ -23,7 +23,7 @@ impl Worker {
         let reply = match self.0.handlers.get(&request.kind) {
             _ if is_overdue(request) => Ok(failed(request, Problem::deadline_exceeded())),
             Some(Handler::Pure(function)) => self.run_pure(job, function).await,
-            Some(Handler::Transactional(function)) => self.run_transactional(request, function).await,
+            Some(Handler::Transactional(forms)) => self.run_transactional(request, forms).await,
             Some(Handler::External(function)) => self.run_external(job, function).await,
             None => Ok(failed(request, Problem::new("unknown-kind", 404, "Unknown kind", &request.kind))),
         };
@@ -46,9 +46,9 @@ impl Worker {
     }
 
     /// Runs a transactional handler, or answers from the ledger what it did before.
-    async fn run_transactional(&self, request: &Request, function: &Arc<TransactionalFn>) -> Result<Reply, NoReply> {
+    async fn run_transactional(&self, request: &Request, forms: &Forms) -> Result<Reply, NoReply> {
         let Some((ledger, subject)) = self.ledger_for(request) else { return Ok(nameless(request)) };
-        let ask = || ledger.execute(subject.clone(), request.attempt, request.content.clone(), Arc::clone(function));
+        let ask = || ledger.execute(subject.clone(), request.attempt, request.content.clone(), forms);
         match self.insist(ask).await? {
             Executed::Now(outcome) => {
                 shared::crash::point("provider.done");
@@ -63,10 +63,19 @@ impl Worker {
     async fn run_external(&self, job: &Job, function: &Arc<AsyncFn>) -> Result<Reply, NoReply> {
         let request = &job.request;
         let Some((ledger, subject)) = self.ledger_for(request) else { return Ok(nameless(request)) };
-        let lease = self.0.config.lease;
-        let claim = match self.insist(|| ledger.claim(subject.clone(), request.attempt, lease)).await? {
-            Claimed::Now(claim) => claim,
-            Claimed::Before(answer) => return repeated(request, answer),
+        let (lease, mut held) = (self.0.config.lease, false);
+        let claim = loop {
+            match self.insist(|| ledger.claim(subject.clone(), request.attempt, lease)).await? {
+                Claimed::Now(claim) => break claim,
+                Claimed::Before(answer) => return repeated(request, answer),
+                // Who has renewed it lives, and will answer.
+                Claimed::Held(_) if held => return Err(NoReply::Superseded),
+                Claimed::Held(left) => {
+                    let over = self.0.stop.run_until_cancelled(tokio::time::sleep(left.min(lease))).await;
+                    over.ok_or(NoReply::GiveBack)?;
+                    held = true;
+                }
+            }
         };
         shared::crash::point("provider.claimed");
         let outcome = match self.run(job, function, Some(&claim)).await {
@@ -131,7 +140,7 @@ fn repeated(request: &Request, answer: Answer) -> Result<Reply, NoReply> {
     match answer {
         Answer::Recorded { attempt, outcome } => Ok(Reply::new(request.step, attempt, outcome)),
         Answer::Canceled => Ok(failed(request, Problem::canceled())),
-        Answer::Yes { .. } | Answer::No => Err(NoReply::Superseded),
+        Answer::Yes { .. } | Answer::No | Answer::Held => Err(NoReply::Superseded),
     }
 }
 

@@ -67,6 +67,8 @@ impl Worker {
         // Who asks without being a requestor would not ask again, so that delivery is held to the end.
         let mut hold_until = job.is_ours().then(|| job.received + config.ack_hold);
         let mut leased = false;
+        // Also while the delivery is held: if its connection ends, another instance gets it.
+        let mut renew_at = Instant::now() + config.progress.heartbeat;
         tokio::time::sleep(FIRST_REPORT_AFTER).await;
         loop {
             let report = newest.borrow_and_update().clone();
@@ -78,11 +80,13 @@ impl Worker {
             if let Some(message) = progress(&job.request, sequence, report, leased.then_some(config.lease)) {
                 self.0.publisher.hint(message);
             }
-            if leased
-                && let Some(claim) = claim
-                && let Err(error) = claim.renew(config.lease).await
+            if let Some(claim) = claim
+                && renew_at <= Instant::now()
             {
-                tracing::warn!(%error, "the ledger cannot be written yet");
+                if let Err(error) = claim.renew(config.lease).await {
+                    tracing::warn!(%error, "the ledger cannot be written yet");
+                }
+                renew_at = Instant::now() + config.progress.heartbeat;
             }
             let earliest = Instant::now() + config.progress.interval;
             let latest = Instant::now() + config.progress.heartbeat;

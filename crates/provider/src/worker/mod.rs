@@ -301,14 +301,15 @@ impl Worker {
         }
     }
 
-    /// Waits for a slot, though not for longer than a delivery may be held. A transactional handler needs none: the ledger
-    /// runs one after the other, and commits together those that wait.
+    /// Waits for a slot, though not for longer than a delivery may be held. A transactional handler needs none on SQLite:
+    /// the ledger runs one after the other, and commits together those that wait.
     async fn slot(&self, job: &Job) -> Result<Option<OwnedSemaphorePermit>, NoReply> {
         let kind = &job.request.kind;
         let (Some(lane), Some(handler)) = (self.0.lanes.get(kind), self.0.handlers.get(kind)) else {
             return Err(NoReply::GiveBack);
         };
-        if let Handler::Transactional(_) = handler {
+        let together = self.0.ledger.as_ref().is_some_and(Ledger::commits_together);
+        if together && matches!(handler, Handler::Transactional(_)) {
             return Ok(None);
         }
         tokio::select! {
