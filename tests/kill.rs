@@ -203,3 +203,26 @@ async fn replies_that_were_taken_and_not_stored_come_again() {
     assert!(requestor.terminate().await.success());
     stack.finish().await;
 }
+
+/// An autoscaler must neither miss work nor be told of work that is done.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backlog_counts_what_is_accepted_and_not_ended() {
+    let stack = Services::prepare("").await;
+    let mut requestor = stack.requestor.start().await;
+    for _ in 0..3 {
+        stack.caller.submit("order.place", &order()).await;
+    }
+    let backlog = async |expected: f64| {
+        harness::eventually("the backlog is counted", async || {
+            let counted = stack.caller.metric("arr_backlog", "kind=\"order.place\"").await;
+            if (counted - expected).abs() < 0.5 { Ok(()) } else { Err(counted.to_string()) }
+        })
+        .await;
+    };
+    backlog(3.0).await;
+    let mut provider = stack.provider.start().await;
+    backlog(0.0).await;
+    assert!(provider.terminate().await.success());
+    assert!(requestor.terminate().await.success());
+    stack.finish().await;
+}

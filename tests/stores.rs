@@ -137,6 +137,8 @@ async fn operations_are_listed_newest_first_by_owner_kind_and_status() {
         assert_eq!((open.sequence, open.operations.len(), open.more), (4, 0, false));
         assert_eq!(store.open_of_kind("echo".into(), 9).await, Ok(vec![mine]));
         assert_eq!(store.took_lately("echo".into(), 9).await.unwrap().len(), 1);
+        let open = all.iter().filter(|operation| operation.id != first).map(|operation| (operation.kind.clone(), 1));
+        assert_eq!(store.backlog().await, Ok(open.collect()));
     }
 }
 

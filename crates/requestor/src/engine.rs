@@ -1,5 +1,6 @@
 //! Accepts operations and drives each to its outcome, whoever asks: the HTTP side, or the program that this is part of.
 
+use crate::backlog;
 use crate::config::Config;
 use crate::gateway::{self, Gateway, Queues, Tell};
 use crate::kinds::Kinds;
@@ -93,7 +94,8 @@ impl Engine {
             let sweeper = sweeper::run(&self.store, &self.gateway, config, ended);
             let watch = ended.run_until_cancelled(self.watch.run());
             let pace = self.pace.look(&self.store, ended);
-            tokio::join!(self.gateway.run(config, queues, ended), sweeper, webhooks, watch, pace)
+            let backlog = backlog::run(&self.store, ended);
+            tokio::join!(self.gateway.run(config, queues, ended), sweeper, webhooks, watch, pace, backlog)
         };
         tokio::select! {
             _ = work => Ok(()),

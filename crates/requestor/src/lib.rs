@@ -11,6 +11,7 @@ pub mod rpc;
 /// Settings that decide how operations change.
 pub mod rules;
 
+mod backlog;
 /// What is promised to callers and providers, as documents.
 mod contract;
 /// What accepts operations and drives them to their outcomes.

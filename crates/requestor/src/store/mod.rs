@@ -243,6 +243,17 @@ impl Store {
         }
     }
 
+    /// How many operations of each kind are open; kinds that have none are not there. Reads an index of these alone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn backlog(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        match self {
+            Self::Sqlite(store) => store.backlog().await,
+            Self::Postgres(store) => store.backlog().await,
+        }
+    }
+
     /// Forgets ended operations whose retention is over; at most `limit`, so that no submit waits long behind it. Of
     /// the last `keep` it is still known that they were there.
     ///

@@ -7,6 +7,9 @@ use crate::rules::{doubled, half_jittered};
 use crate::store::{Sent, StoreError};
 use jiff::Timestamp;
 use shared::message::{Content, OperationId};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long a request that one instance was given to send is not given to another. Sending is noted within less.
@@ -37,6 +40,7 @@ const OVERDUE: &str = "select id from operations where status < 2 and deadline <
 const CLAIM_WORK: &str = "insert into claims values ($1, $2, clock_timestamp() + make_interval(secs => $3))
     on conflict (work) do update set holder = excluded.holder, until = excluded.until
     where claims.holder = excluded.holder or claims.until <= clock_timestamp()";
+const BACKLOG: &str = "select kind, count(*) from operations where status < 2 group by kind";
 const TOOK_LATELY: &str = "select created_at, ended_at from operations where kind >= $1 and kind <= $1 and status = 2
     and attempts_before = 0 and ended_at is not null order by kind desc, id desc limit $2";
 const OPEN_OF_KIND: &str = "select id from operations where kind = $1 and status < 2 order by id limit $2";
@@ -112,6 +116,11 @@ impl PostgresStore {
         let mut found = self.rows(lately, |row| Ok((time(row, "created_at")?, time(row, "ended_at")?))).await?;
         found.reverse();
         Ok(found)
+    }
+
+    pub(in crate::store) async fn backlog(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        let count = |row: &PgRow| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)?.unsigned_abs()));
+        Ok(self.rows(sqlx::query(BACKLOG), count).await?.into_iter().collect())
     }
 
     pub(in crate::store) async fn open_of_kind(

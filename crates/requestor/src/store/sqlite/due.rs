@@ -9,12 +9,14 @@ use crate::store::{Sent, StoreError};
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 use shared::message::{Content, OperationId};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
 
 /// Before its events are deleted: how far the log of all operations is no longer whole.
 const FORGET: &str = "update events_forgotten set sequence =
     max(sequence, (select coalesce(max(sequence), 0) from events where id = ?1))";
+const BACKLOG: &str = "select kind, count(*) from operations where status < 2 group by kind";
 
 impl SqliteStore {
     pub(in crate::store) async fn to_send(
@@ -114,6 +116,16 @@ impl SqliteStore {
                     statement.query_map(params![kind, limit], times)?.collect::<rusqlite::Result<Vec<_>>>()?;
                 found.reverse();
                 Ok(found)
+            })
+            .await
+    }
+
+    pub(in crate::store) async fn backlog(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.database
+            .read(|connection| {
+                let mut statement = connection.prepare_cached(BACKLOG)?;
+                let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                rows.collect()
             })
             .await
     }
