@@ -1,5 +1,6 @@
 //! The gauge `arr_backlog`: what is still to be done of each kind, by which providers are scaled.
 
+use crate::kinds::Kinds;
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,9 +14,11 @@ const PART: u32 = 50;
 /// Counts until `shutdown`. What waits in a queue, what a provider holds and what it has acknowledged early are counted
 /// alike, since an operation is open until its outcome is stored: so a provider is never scaled away from its work. All
 /// instances on one store count the same.
-pub(crate) async fn run(store: &Store, shutdown: &CancellationToken) {
+pub(crate) async fn run(store: &Store, kinds: &Kinds, shutdown: &CancellationToken) {
     let mut shown = BTreeMap::new();
     loop {
+        // An autoscaler takes a kind that is not shown for an error, and 0 for what it is.
+        shown.extend(kinds.names().into_iter().map(|kind| (kind, 0)));
         let started = tokio::time::Instant::now();
         match store.backlog().await {
             Ok(backlog) => show(&mut shown, backlog),

@@ -94,7 +94,7 @@ impl Engine {
             let sweeper = sweeper::run(&self.store, &self.gateway, config, ended);
             let watch = ended.run_until_cancelled(self.watch.run());
             let pace = self.pace.look(&self.store, ended);
-            let backlog = backlog::run(&self.store, ended);
+            let backlog = backlog::run(&self.store, &self.kinds, ended);
             tokio::join!(self.gateway.run(config, queues, ended), sweeper, webhooks, watch, pace, backlog)
         };
         tokio::select! {
