@@ -4,7 +4,7 @@
 # Tests mostly wait, for brokers and for time to pass, so more of them run at once than there are cores.
 TEST_THREADS ?= 6
 
-.PHONY: help demo up test model chaos bench bench-page mutants docs check fmt clean
+.PHONY: help demo up test model chaos bench bench-growth bench-page mutants docs check fmt clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,6 +31,10 @@ chaos: ## Do harm under load, and check every promise: REQUESTS=10000 SEED=1 CRA
 bench: ## Measure against loops written by hand: SECONDS_EACH=2 ROUNDS=3 ONLY=http PAYLOAD=4096
 	cargo build --release --locked --workspace --bins
 	@target/release/bench run
+
+bench-growth: ## Measure how cost grows: with operations, instances, bytes. ONLY=store
+	cargo build --release --locked --workspace --bins
+	@target/release/bench growth
 
 bench-page: ## Write docs/performance.md and its plots from the last measurement.
 	@cargo run --quiet --release --locked --package tests --bin bench -- page

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement is there to be read")]
 
 mod bare;
+mod growth;
 mod matrix;
 mod page;
 mod plot;
@@ -22,11 +23,16 @@ struct Arguments {
 enum Command {
     /// Runs everything, prints the table, and writes target/bench/results.json.
     Run(matrix::Settings),
+    /// Measures how cost grows, prints the tables, and writes target/bench/growth.json.
+    Growth(growth::Settings),
     /// Writes docs/performance.md and its plots from results.
     Page {
         /// Written by `run`.
         #[arg(long, default_value = "target/bench/results.json")]
         results: PathBuf,
+        /// Written by `growth`.
+        #[arg(long, default_value = "target/bench/growth.json")]
+        growth: PathBuf,
         /// Where to.
         #[arg(long, default_value = "docs")]
         docs: PathBuf,
@@ -53,7 +59,8 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(settings) => Box::pin(matrix::run(settings)).await,
-        Command::Page { results, docs } => page::write(&results, &docs),
+        Command::Growth(settings) => Box::pin(growth::run(settings)).await,
+        Command::Page { results, growth, docs } => page::write(&results, &growth, &docs),
         Command::BareServer { way, url } => bare::serve(way, &url).await,
         Command::BareClient { way, url, load } => bare::ask(way, &url, &load).await,
     };

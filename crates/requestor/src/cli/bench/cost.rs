@@ -75,8 +75,9 @@ fn cpu(pid: u32) -> Option<Duration> {
     Some(Duration::from_secs_f64(f64::from(ticks) / TICKS))
 }
 
-/// `VmHWM` of `proc_pid_status(5)`, in KiB.
-fn peak(pid: u32) -> Option<u64> {
+/// The most memory that a process ever had, in bytes: `VmHWM` of `proc_pid_status(5)`. None if it has ended.
+#[must_use]
+pub fn peak(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
