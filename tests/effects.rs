@@ -129,8 +129,7 @@ async fn a_provider_killed_after_the_effect_repeats_it_with_the_same_key() {
     assert!(succeeded(&asker.reply(&request).await));
     assert_eq!(bank.keys(), [request.correlation_id.clone(), request.correlation_id.clone()]);
     // And what is recorded now is not charged a third time.
-    asker.send(&request).await;
-    assert!(succeeded(&asker.reply(&request).await));
+    assert!(succeeded(&asker.again(&request).await));
     assert_eq!(bank.keys().len(), 2);
     assert!(provider.terminate().await.success());
     asker.finish().await;
@@ -153,8 +152,7 @@ async fn attempts_keep_the_key_and_pause_as_the_service_asks() {
     asker.send(&request).await;
     let refused = asker.reply(&request).await;
     assert!(!refused.retryable && problem(&refused).is("payment-refused"), "{refused:?}");
-    asker.send(&request).await;
-    assert_eq!(asker.reply(&request).await, refused, "the same attempt is answered from the ledger");
+    assert_eq!(asker.again(&request).await, refused, "the same attempt is answered from the ledger");
     assert!(bank.answers.lock().unwrap().is_empty() && bank.keys().len() == 2);
     request.attempt = 3;
     asker.send(&request).await;
@@ -186,8 +184,7 @@ async fn a_panic_is_recorded_as_the_outcome() {
     pair.start_provider_with(provider);
     let mut request = request("mail.send", &json!({}));
     for _ in 0..2 {
-        asker.send(&request).await;
-        let reply = asker.reply(&request).await;
+        let reply = asker.again(&request).await;
         assert!(problem(&reply).is("handler-panicked"), "{reply:?}");
     }
     assert_eq!(runs.load(Ordering::SeqCst), 1);
@@ -289,8 +286,7 @@ async fn what_one_instance_works_on_is_not_begun_by_another() {
     assert_eq!(gate.runs.load(Ordering::SeqCst), 1);
     // And whoever gets it now, it is answered from the ledger.
     for _ in 0..4 {
-        asker.send(&request).await;
-        assert!(succeeded(&asker.reply(&request).await));
+        assert!(succeeded(&asker.again(&request).await));
     }
     assert_eq!(gate.runs.load(Ordering::SeqCst), 1);
     second.stop().await.unwrap();

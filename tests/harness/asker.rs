@@ -14,6 +14,9 @@ use std::time::Duration;
 /// The requestor group that a test speaks for.
 const GROUP: &str = "tester";
 
+/// After how long what was answered before is asked for once more.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// A requestor without a store: sends what it is told to send and shows what comes back.
 #[derive(Debug)]
 pub struct Asker {
@@ -95,6 +98,22 @@ impl Asker {
             if reply.step == request.step {
                 return reply;
             }
+        }
+    }
+
+    /// Asks for what was answered already. A copy that reaches the provider before it knows that the broker has the reply is
+    /// dropped as superfluous, so this asks until there is an answer, as a requestor does.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub async fn again(&mut self, request: &Request) -> Reply {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            self.send(request).await;
+            if let Ok(reply) = tokio::time::timeout(AGAIN_AFTER, self.reply(request)).await {
+                return reply;
+            }
+            assert!(tokio::time::Instant::now() < until, "no reply within {PATIENCE:?}");
         }
     }
 
