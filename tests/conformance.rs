@@ -154,8 +154,7 @@ async fn a_repeat_has_the_same_answer_and_no_second_effect<P: Provider>() {
     let mut answers = Vec::new();
     for attempt in [1, 1, 2] {
         let request = Request { attempt, ..request.clone() };
-        bench.asker.send(&request).await;
-        answers.push(bench.asker.reply(&request).await.outcome);
+        answers.push(bench.asker.again(&request).await.outcome);
     }
     bench.provider.kill();
     bench.provider = P::start(&bench.host, bench.folder.path()).await;
