@@ -137,7 +137,13 @@ async fn one_of_two_requestors_and_providers_and_one_of_three_brokers_may_be_kil
     let host = cluster.virtual_host().await;
     let (folder, database) = (tempfile::tempdir().unwrap(), Postgres::shared().await.database().await);
     let (url, store) = (cluster.url(&host), database.url.expose());
-    let services = ["a", "b"].map(|name| requestor(name, &url, store, folder.path()));
+    // What was lost with a node that was killed is sent again sooner than people would want.
+    let services = ["a", "b"].map(|name| {
+        requestor(name, &url, store, folder.path())
+            .with("REQUESTOR_REDRIVE__WAITING", "10s")
+            .with("REQUESTOR_REDRIVE__WAITING_MAX", "20s")
+            .with("REQUESTOR_REDRIVE__QUIET", "15s")
+    });
     let providers = ["c", "d"].map(|name| provider(name, &url, store, folder.path()));
     let [mut killed, mut left] = [services[0].start().await, services[1].start().await];
     let [mut killed_provider, mut left_provider] = [providers[0].start().await, providers[1].start().await];
