@@ -124,7 +124,9 @@ async fn tracked(
     config.quotas.open_max = config.quotas.open_max.max(arguments.in_flight as u64);
     let shutdown = CancellationToken::new();
     let requestor = Requestor::start(config, shutdown.clone()).await?;
-    let submitter = Submitter { requestor: requestor.clone(), kind: arguments.kind.clone(), body };
+    let mut submitter = Submitter { requestor: requestor.clone(), kind: arguments.kind.clone(), body };
+    // What is submitted before there is a connection waits for `redrive.unconfirmed`, which is not to be measured.
+    submitter.once().await?;
     let measured = load.run(vec![submitter; arguments.in_flight], meter).await;
     shutdown.cancel();
     requestor.ended().await?;
