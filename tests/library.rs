@@ -39,6 +39,13 @@ async fn what_is_submitted_reaches_its_outcome() {
     };
     futures_util::future::join_all((0..100).map(echo)).await;
 
+    let keyed = SubmitOptions { idempotency_key: Some("once".into()), ..SubmitOptions::default() };
+    let once = || requestor.submit_and_wait("echo", Content::json("7"), keyed.clone(), LONG);
+    let (operation, outcome) = once().await.unwrap();
+    assert_eq!(outcome, Some(Outcome::Succeeded(Content::json("7"))));
+    let (again, outcome) = once().await.unwrap();
+    assert_eq!((again.id, outcome), (operation.id, Some(Outcome::Succeeded(Content::json("7")))));
+
     let order = json!({"customer": "Ada", "items": [{"sku": "unicorn", "quantity": 1, "unitPriceCents": 999_999}]});
     let order = Content::json(order.to_string());
     let operation = requestor.submit("order.place", order, SubmitOptions::default()).await.unwrap();

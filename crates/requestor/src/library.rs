@@ -6,7 +6,7 @@ use crate::http::Error;
 use crate::http::idempotency::{self, KEY_BYTES_MAX};
 use crate::kinds::Kinds;
 use crate::operation::{Change, Event, Operation};
-use crate::outcomes::Seen;
+use crate::outcomes::{Awaiting, Seen};
 use crate::store::{Created, IdempotencyKey, NewOperation, Room, Scope, StoreError};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -111,11 +111,40 @@ impl Requestor {
     /// # Errors
     /// [`Refused`], with the problems of `POST /v1/requests/{kind}`.
     pub async fn submit(&self, kind: &str, content: Content, options: SubmitOptions) -> Result<Operation, Refused> {
+        let (operation, key) = self.check(kind, &content, options)?;
+        self.accept(operation, key, content).await
+    }
+
+    /// As [`Self::submit`] and then [`Self::outcome`]. The outcome is handed over without being read from the store, so this
+    /// is the quicker way for who waits anyway.
+    ///
+    /// # Errors
+    /// [`Refused`], with the problems of `POST /v1/requests/{kind}`. An operation that is accepted goes on whatever becomes
+    /// of the waiting.
+    pub async fn submit_and_wait(
+        &self,
+        kind: &str,
+        content: Content,
+        options: SubmitOptions,
+        wait: Duration,
+    ) -> Result<(Operation, Option<Outcome>), Refused> {
+        let (operation, key) = self.check(kind, &content, options)?;
+        let awaiting = self.0.engine.outcomes.expect(operation.id);
+        let operation = self.accept(operation, key, content).await?;
+        let outcome = self.wait(operation.id, wait, Some(awaiting)).await?;
+        Ok((operation, outcome))
+    }
+
+    async fn accept(
+        &self,
+        operation: Operation,
+        key: Option<IdempotencyKey>,
+        content: Content,
+    ) -> Result<Operation, Refused> {
         let Inner { engine, config, shutdown, .. } = &*self.0;
         if shutdown.is_cancelled() {
             return Err(Problem::new("stopped", 503, "Stopped", "the requestor has been shut down").into());
         }
-        let (operation, key) = self.check(kind, &content, options)?;
         let room = Room { open_max: config.quotas.open_max, bytes_max: config.quotas.bytes_max };
         let new = NewOperation { operation: operation.clone(), request: content, key, room };
         match engine.accept(new).await? {
@@ -133,8 +162,17 @@ impl Requestor {
     /// # Errors
     /// [`Refused`] when there is no such operation, or the store cannot be read.
     pub async fn outcome(&self, id: OperationId, wait: Duration) -> Result<Option<Outcome>, Refused> {
+        self.wait(id, wait, None).await
+    }
+
+    async fn wait(
+        &self,
+        id: OperationId,
+        wait: Duration,
+        awaiting: Option<Awaiting>,
+    ) -> Result<Option<Outcome>, Refused> {
         let Inner { engine, shutdown, .. } = &*self.0;
-        let waited = engine.wait(&Scope::All, id, (wait, None), shutdown).await?;
+        let waited = engine.wait(&Scope::All, id, (wait, awaiting), shutdown).await?;
         let Some(Seen { operation, result }) = waited else { return Err(self.missing(id).await) };
         if let Some(problem) = operation.error() {
             return Ok(Some(Outcome::Failed(problem.clone())));

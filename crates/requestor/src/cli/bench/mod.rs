@@ -145,8 +145,9 @@ struct Submitter {
 impl Worker for Submitter {
     async fn once(&mut self) -> anyhow::Result<()> {
         let content = Content::json(self.body.clone());
-        let operation = self.requestor.submit(&self.kind, content, SubmitOptions::default()).await?;
-        match self.requestor.outcome(operation.id, PATIENCE).await? {
+        let options = SubmitOptions::default();
+        let (_, outcome) = self.requestor.submit_and_wait(&self.kind, content, options, PATIENCE).await?;
+        match outcome {
             Some(Outcome::Succeeded(_)) => Ok(()),
             other => anyhow::bail!("no success: {other:?}"),
         }
