@@ -3,6 +3,8 @@
 # BROKER=node decides otherwise.
 # Tests mostly wait, for brokers and for time to pass, so more of them run at once than there are cores.
 TEST_THREADS ?= 6
+# What is measured is built as it is released; the rest of the workspace is not, which takes minutes.
+BUILD_BENCH = cargo build --release --locked --bin requestor --bin provider --bin bench
 
 .PHONY: help demo up test model chaos bench bench-growth bench-page mutants docs check fmt clean
 
@@ -29,15 +31,16 @@ chaos: ## Do harm under load, and check every promise: REQUESTS=10000 SEED=1 CRA
 	@cargo run --quiet --locked --package tests --bin chaos -- run $(CHAOS_FLAGS)
 
 bench: ## Measure against loops written by hand: SECONDS_EACH=2 ROUNDS=3 ONLY=http PAYLOAD=4096
-	cargo build --release --locked --workspace --bins
+	$(BUILD_BENCH)
 	@target/release/bench run
 
 bench-growth: ## Measure how cost grows: with operations, instances, bytes. ONLY=store
-	cargo build --release --locked --workspace --bins
+	$(BUILD_BENCH)
 	@target/release/bench growth
 
 bench-page: ## Write docs/performance.md and its plots from the last measurement.
-	@cargo run --quiet --release --locked --package tests --bin bench -- page
+	$(BUILD_BENCH)
+	@target/release/bench page
 
 mutants: ## Take each mechanism away in turn: the tests must notice. About 20 minutes.
 	@tests/mutants/run

@@ -299,7 +299,7 @@ impl Builder {
     #[must_use]
     pub fn prepare_ledger(
         mut self,
-        prepare: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+        prepare: impl Fn(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Self {
         self.0.prepare.sqlite.push(Box::new(prepare));
         self

@@ -96,7 +96,7 @@ impl std::fmt::Debug for Prepare {
     }
 }
 
-pub(crate) type PrepareSqlite = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+pub(crate) type PrepareSqlite = Box<dyn Fn(&Connection) -> rusqlite::Result<()> + Send>;
 pub(crate) type PreparePostgres =
     Box<dyn for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<()>> + Send>;
 

@@ -79,7 +79,7 @@ pub(crate) struct Ledger(Sqlite);
 impl Ledger {
     pub(super) async fn open(url: &str, prepare: Vec<PrepareSqlite>) -> anyhow::Result<Self> {
         let database = Sqlite::open(url, &Migrations::new(vec![M::up(CREATE), M::up(ADD_STATES)]))?;
-        database.write(move |connection| prepare.into_iter().try_for_each(|prepare| prepare(connection))).await?;
+        database.write(move |connection| prepare.iter().try_for_each(|prepare| prepare(connection))).await?;
         Ok(Self(database))
     }
 
@@ -127,7 +127,7 @@ impl Ledger {
 
     pub(super) async fn apply(&self, subject: &Subject, asked: Asked) -> Result<Answer, DatabaseError> {
         let subject = subject.clone();
-        self.0.write(move |connection| apply(connection, &subject, asked)).await
+        self.0.write(move |connection| apply(connection, &subject, asked.clone())).await
     }
 
     pub(super) async fn renew(&self, identity: &str, epoch: i64, lease: Duration) -> Result<(), DatabaseError> {

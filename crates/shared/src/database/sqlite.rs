@@ -32,10 +32,30 @@ impl From<rusqlite::Error> for DatabaseError {
     }
 }
 
-/// Tells the caller what became of its job, once the batch is committed or not.
-type Completion = Box<dyn FnOnce(Result<(), DatabaseError>)>;
-/// Runs in the batch's transaction, or is told that there is none.
-type Job = Box<dyn FnOnce(Option<&Connection>) -> (Completion, Result<(), DatabaseError>) + Send>;
+/// A write of a batch.
+trait Write: Send {
+    /// Does it in the transaction of its batch; once more if that was rolled back because of another.
+    fn run(&mut self, connection: &Connection) -> Result<(), DatabaseError>;
+    /// Tells who waits what became of it, once its batch is committed or not.
+    fn end(self: Box<Self>, committed: Result<(), DatabaseError>);
+}
+
+struct Job<T, F> {
+    job: F,
+    outcome: Result<T, DatabaseError>,
+    done: oneshot::Sender<Result<T, DatabaseError>>,
+}
+
+impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Job<T, F> {
+    fn run(&mut self, connection: &Connection) -> Result<(), DatabaseError> {
+        self.outcome = (self.job)(connection).map_err(DatabaseError::from);
+        self.outcome.as_ref().map(drop).map_err(Clone::clone)
+    }
+
+    fn end(self: Box<Self>, committed: Result<(), DatabaseError>) {
+        drop(self.done.send(committed.and(self.outcome)));
+    }
+}
 
 /// An SQLite database with one writer, which commits what waits together, and a few readers.
 ///
@@ -47,7 +67,7 @@ pub struct Sqlite(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Box<dyn Write>>,
     readers: Mutex<Vec<Connection>>,
     reader_slots: Arc<Semaphore>,
     failed: CancellationToken,
@@ -90,24 +110,18 @@ impl Sqlite {
         Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, lock })))
     }
 
-    /// Runs `job` in a transaction and returns when it is durable. If `job` fails, what it did is undone.
+    /// Runs `job` in a transaction and returns when it is durable. If `job` fails, what it did is undone. It may be run
+    /// once more, after what it did was undone, because of another write.
     ///
     /// # Errors
     /// [`DatabaseError`]; then nothing of `job` is in the database.
     pub async fn write<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        job: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, DatabaseError> {
         let (done, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            let outcome = match connection {
-                Some(connection) => in_savepoint(connection, job).map_err(DatabaseError::from),
-                None => Err(DatabaseError::Failed("not run".into())),
-            };
-            let result = outcome.as_ref().map(drop).map_err(Clone::clone);
-            (Box::new(move |committed: Result<(), _>| drop(done.send(committed.and(outcome)))), result)
-        });
-        self.0.jobs.send_timeout(job, BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
+        let job = Job { job, outcome: Err(DatabaseError::Failed("not run".into())), done };
+        self.0.jobs.send_timeout(Box::new(job), BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
         result.await.unwrap_or_else(|_| Err(DatabaseError::Failed("the writer has stopped".into())))
     }
 
@@ -187,35 +201,13 @@ fn connect(path: &Path) -> anyhow::Result<Connection> {
     Ok(connection)
 }
 
-fn in_savepoint<T>(
-    connection: &Connection,
-    job: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    connection.prepare_cached("savepoint job")?.execute([])?;
-    let result = job(connection);
-    if connection.is_autocommit() {
-        // The error has ended the whole transaction, so there is nothing to roll back to.
-        return result;
-    }
-    if result.is_err() {
-        connection.prepare_cached("rollback to job")?.execute([])?;
-    }
-    connection.prepare_cached("release job")?.execute([])?;
-    result
-}
-
-fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>, committed: impl Fn()) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut batch = vec![first];
-        while batch.len() < BATCH_MAX
-            && let Ok(job) = queue.try_recv()
-        {
-            batch.push(job);
-        }
-        let (completions, result) = write_batch(connection, batch);
+fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Write>>, committed: impl Fn()) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while queue.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+        let result = write_together(connection, &mut batch).unwrap_or_else(|| write_each(connection, &mut batch));
         committed();
-        for complete in completions {
-            complete(result.clone());
+        for write in batch.drain(..) {
+            write.end(result.clone());
         }
         if let Err(error @ DatabaseError::Untrusted(_)) = result {
             tracing::error!(%error, "stopping");
@@ -224,27 +216,68 @@ fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Job>, commit
     }
 }
 
-fn write_batch(connection: &Connection, batch: Vec<Job>) -> (Vec<Completion>, Result<(), DatabaseError>) {
-    let mut result = connection.execute_batch("begin immediate").map_err(DatabaseError::from);
-    let mut completions = Vec::with_capacity(batch.len());
-    for job in batch {
-        let (completion, outcome) = job(result.is_ok().then_some(connection));
-        completions.push(completion);
-        // A full disk and the like end the whole transaction, with all that was done in it. A job that ran now
-        // would be committed on its own, and its caller told that it was not.
-        if let Err(error @ DatabaseError::Untrusted(_)) = outcome {
-            result = Err(error);
-        } else if result.is_ok() && connection.is_autocommit() {
-            result = outcome.and(Err(DatabaseError::Failed("the transaction has ended".into())));
+/// None, and nothing is written, if one failed that must be undone alone. That is seldom, so there is no savepoint for
+/// each: SQLite copies each page that is changed after one, which costs more than the writes.
+fn write_together(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Option<Result<(), DatabaseError>> {
+    if let Err(error) = connection.execute_batch("begin immediate") {
+        return Some(Err(error.into()));
+    }
+    for write in batch {
+        let before = connection.total_changes();
+        let failed = write.run(connection).is_err_and(|error| {
+            matches!(error, DatabaseError::Untrusted(_)) || connection.total_changes() != before
+        });
+        if failed || connection.is_autocommit() {
+            roll_back(connection);
+            return None;
         }
     }
-    if result.is_ok() {
-        result = connection.execute_batch("commit").map_err(DatabaseError::from);
+    Some(commit(connection))
+}
+
+/// A savepoint for each.
+fn write_each(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(), DatabaseError> {
+    connection.execute_batch("begin immediate")?;
+    for write in batch {
+        let outcome = in_savepoint(connection, write.as_mut());
+        // A full disk and the like end the whole transaction, with all that was done in it. A job that ran now
+        // would be committed on its own, and its caller told that it was not.
+        if connection.is_autocommit() {
+            return outcome.and(Err(DatabaseError::Failed("the transaction has ended".into())));
+        }
+        if let Err(error @ DatabaseError::Untrusted(_)) = outcome {
+            roll_back(connection);
+            return Err(error);
+        }
     }
-    if result.is_err() && !connection.is_autocommit() {
+    commit(connection)
+}
+
+fn in_savepoint(connection: &Connection, write: &mut dyn Write) -> Result<(), DatabaseError> {
+    connection.execute_batch("savepoint job")?;
+    let outcome = write.run(connection);
+    if connection.is_autocommit() {
+        // The error has ended the whole transaction, so there is nothing to roll back to.
+        return outcome;
+    }
+    if outcome.is_err() {
+        connection.execute_batch("rollback to job")?;
+    }
+    connection.execute_batch("release job")?;
+    outcome
+}
+
+fn commit(connection: &Connection) -> Result<(), DatabaseError> {
+    connection.execute_batch("commit").map_err(|error| {
+        roll_back(connection);
+        error.into()
+    })
+}
+
+fn roll_back(connection: &Connection) {
+    if !connection.is_autocommit() {
         let _ = connection.execute_batch("rollback");
     }
-    (completions, result)
 }
 
 #[cfg(test)]
@@ -289,8 +322,9 @@ mod tests {
         // The writer is held until all three wait, so that they are one batch.
         let (started, running) = oneshot::channel();
         let (release, held) = std::sync::mpsc::channel();
+        let mut started = Some(started);
         let hold = database.write(move |_| {
-            let _ = started.send(());
+            let _ = started.take().map(|started| started.send(()));
             Ok(held.recv())
         });
         let batch = async {

@@ -49,7 +49,7 @@ impl SqliteStore {
                 let mut provider = connection.prepare_cached(
                     "insert or replace into announced_providers values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 )?;
-                for AnnouncedRow { kind: name, instance, known, provider: one } in rows {
+                for AnnouncedRow { kind: name, instance, known, provider: one } in &rows {
                     let [request, result] = [&known.schemas.request, &known.schemas.result]
                         .map(|schema| schema.as_ref().map(ToString::to_string));
                     let at = known.announced_at.as_millisecond();
@@ -57,7 +57,7 @@ impl SqliteStore {
                     let [first, last, gone] =
                         [one.first_seen_at, one.last_seen_at, one.gone_at].map(|at| at.as_millisecond());
                     let effect = one.effect.map(Effect::name);
-                    let (group, version, slots) = (one.group, one.version, one.concurrency);
+                    let (group, version, slots) = (&one.group, &one.version, one.concurrency);
                     provider.execute(params![
                         name,
                         instance,
@@ -71,7 +71,7 @@ impl SqliteStore {
                         one.differs
                     ])?;
                 }
-                let kinds = serde_json::Value::from(kinds).to_string();
+                let kinds = serde_json::Value::from(kinds.clone()).to_string();
                 connection
                     .prepare_cached("delete from announced_kinds where kind not in (select value from json_each(?1))")?
                     .execute([kinds])?;

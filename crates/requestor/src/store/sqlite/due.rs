@@ -2,7 +2,7 @@
 
 use super::SqliteStore;
 use super::owners::forget;
-use super::tables::{TABLES, content_bytes, from_row, load_content, time};
+use super::tables::{TABLES, content_bytes, from_row, load_content, select_operations, time};
 use crate::operation::Operation;
 use crate::rules::{doubled, half_jittered};
 use crate::store::{Sent, StoreError};
@@ -24,7 +24,7 @@ impl SqliteStore {
         now: Timestamp,
         limit: usize,
     ) -> Result<Vec<(Operation, Content)>, StoreError> {
-        let sql = "select * from operations where status < 2 and next_send_at <= ?1 order by next_send_at limit ?2";
+        let sql = select_operations!("where status < 2 and next_send_at <= ?1 order by next_send_at limit ?2");
         self.database
             .read(move |connection| {
                 let mut statement = connection.prepare_cached(sql)?;
@@ -49,7 +49,7 @@ impl SqliteStore {
         self.database
             .write(move |connection| {
                 let mut statement = connection.prepare_cached(sql)?;
-                for Sent { request, sends, sent_at, next_send_at } in sent {
+                for Sent { request, sends, sent_at, next_send_at } in &sent {
                     let (next, sent_at) = (next_send_at.as_millisecond(), sent_at.as_millisecond());
                     statement.execute(params![request.id.0, sends, next, request.step, request.attempt, sent_at])?;
                 }
@@ -64,8 +64,9 @@ impl SqliteStore {
         limit: usize,
         (resend, longest): (Duration, Duration),
     ) -> Result<Vec<Operation>, StoreError> {
-        let due = "select * from operations where status < 2 and cancel_requested = 1 and next_cancel_at <= ?1
-            order by next_cancel_at limit ?2";
+        let due = select_operations!(
+            "where status < 2 and cancel_requested = 1 and next_cancel_at <= ?1 order by next_cancel_at limit ?2"
+        );
         let parameters = (now.as_millisecond(), limit);
         let found: Vec<Operation> = self
             .database
@@ -83,7 +84,7 @@ impl SqliteStore {
             .write(move |connection| {
                 let sql = "update operations set cancels = cancels + 1, next_cancel_at = ?2 where id = ?1";
                 let mut statement = connection.prepare_cached(sql)?;
-                next.into_iter().try_for_each(|row| statement.execute(row).map(drop))
+                next.iter().try_for_each(|row| statement.execute(*row).map(drop))
             })
             .await?;
         Ok(found)

@@ -1,7 +1,7 @@
 //! What followers of the event log read.
 
 use super::SqliteStore;
-use super::tables::{from_row, load, time};
+use super::tables::{from_row, load, select_operations, time};
 use crate::store::{LogOfAll, LoggedEvent, Lost, OpenOperations, OperationLog, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use shared::message::OperationId;
@@ -12,7 +12,7 @@ const OF_OPERATION: &str = "select e.*, o.kind from events e cross join operatio
 const OF_SCOPE: &str = "select e.*, o.kind from events e cross join operations o on o.id = e.id
     where {scope} and e.sequence > ?2 order by e.sequence limit ?3";
 const BEYOND: &str = "select 1 from events where owner = ?1 and sequence > ?2 limit 1 offset ?3";
-const OPEN: &str = "select * from operations e where {scope} and e.status < 2 order by e.id desc limit ?2";
+const OPEN: &str = select_operations!("e where {scope} and status < 2 order by id desc limit ?2");
 
 impl SqliteStore {
     pub(in crate::store) async fn operation_log(

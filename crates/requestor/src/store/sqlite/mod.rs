@@ -17,7 +17,9 @@ use rusqlite::{Connection, ToSql};
 use shared::database::Sqlite;
 use shared::message::{Content, OperationId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tables::{content_bytes, from_row, load, load_content, migrations, save, save_content, save_entry};
+use tables::{
+    content_bytes, from_row, load, load_content, migrations, save_content, save_entry, select_operations, update,
+};
 use webhooks::save_delivery;
 
 /// The requestor's operations in an SQLite file.
@@ -79,7 +81,7 @@ impl SqliteStore {
             .read(move |connection| {
                 let status = filter.status.and_then(|name| STATUSES.iter().position(|status| *status == name));
                 let before = filter.before.map(|id| id.0);
-                let (mut sql, mut parameters) = ("select * from operations where true".to_owned(), Vec::new());
+                let (mut sql, mut parameters) = (select_operations!("where true").to_owned(), Vec::new());
                 let owner = scope.owner();
                 let conditions: [(&str, Option<&dyn ToSql>); 4] = [
                     (" and owner = ?", owner.as_ref().map(|owner| owner as _)),
@@ -114,10 +116,10 @@ impl SqliteStore {
             .write(move |connection| {
                 let Some(mut operation) = load(connection, &scope, id)? else { return Ok(None) };
                 let (rules, open) = (rules.draw(&operation.asks), !operation.has_ended());
-                let change = operation.apply(event, now, &rules);
+                let change = operation.apply(event.clone(), now, &rules);
                 let entry = operation.record(&change, now, rules.events_max);
                 if change != Change::None {
-                    save(connection, &operation, false)?;
+                    update(connection, &operation)?;
                 }
                 if let Some(entry) = entry {
                     log.write(connection, &operation, &entry)?;

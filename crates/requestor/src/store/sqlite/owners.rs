@@ -1,17 +1,17 @@
 //! What is kept for each owner: idempotency keys, what is used of the quotas, and which operations were forgotten.
 
-use super::tables::{from_row, save, save_content};
+use super::tables::{insert, load, save_content};
 use super::{Log, SqliteStore};
 use crate::operation::Operation;
 use crate::store::types::{RECORD_BYTES, signed};
-use crate::store::{Created, IdempotencyKey, NewOperation, Room, Scope, StoreError};
+use crate::store::{Created, NewOperation, Room, Scope, StoreError};
 use rusqlite::{Connection, OptionalExtension, params};
 use shared::message::OperationId;
 
 impl SqliteStore {
     pub(in crate::store) async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
         let log = self.log();
-        self.database.write(move |connection| create(connection, &log, new)).await
+        self.database.write(move |connection| create(connection, &log, &new)).await
     }
 
     pub(in crate::store) async fn was_forgotten(&self, scope: Scope, id: OperationId) -> Result<bool, StoreError> {
@@ -20,33 +20,33 @@ impl SqliteStore {
     }
 }
 
-fn create(connection: &Connection, log: &Log, new: NewOperation) -> rusqlite::Result<Created> {
-    let NewOperation { mut operation, request, key, room } = new;
-    if let Some(key) = &key
+fn create(connection: &Connection, log: &Log, new: &NewOperation) -> rusqlite::Result<Created> {
+    let NewOperation { operation, request, key, room } = new;
+    if let Some(key) = key
         && let Some((before, fingerprint)) = with_key(connection, &operation.owner, &key.key)?
     {
         return Ok(if fingerprint == key.fingerprint { Created::Before(before.into()) } else { Created::OtherPayload });
     }
-    if !take_room(connection, &operation.owner, RECORD_BYTES + request.body.len() as i64, room)? {
-        return refusal(connection, &operation.owner, room);
+    if !take_room(connection, &operation.owner, RECORD_BYTES + request.body.len() as i64, *room)? {
+        return refusal(connection, &operation.owner, *room);
     }
+    let mut operation = operation.clone();
     let entry = operation.record_created();
-    save(connection, &operation, true)?;
+    insert(connection, &operation, key.as_ref())?;
     log.write(connection, &operation, &entry)?;
-    save_content(connection, "requests", operation.id, &request)?;
-    if let Some(IdempotencyKey { key, fingerprint }) = key {
-        let sql = "update operations set idempotency_key = ?2, fingerprint = ?3 where id = ?1";
-        connection.prepare_cached(sql)?.execute(params![operation.id.0, key, fingerprint])?;
-    }
+    save_content(connection, "requests", operation.id, request)?;
     Ok(Created::New)
 }
 
 /// The operation that was created with that key, and what its request was.
 fn with_key(connection: &Connection, owner: &str, key: &str) -> rusqlite::Result<Option<(Operation, Vec<u8>)>> {
-    connection
-        .prepare_cached("select * from operations where owner = ?1 and idempotency_key = ?2")?
-        .query_row([owner, key], |row| Ok((from_row(row)?, row.get("fingerprint")?)))
-        .optional()
+    let sql = "select id, fingerprint from operations where owner = ?1 and idempotency_key = ?2";
+    let found = connection
+        .prepare_cached(sql)?
+        .query_row([owner, key], |row| Ok((OperationId(row.get(0)?), row.get(1)?)))
+        .optional()?;
+    let Some((id, fingerprint)) = found else { return Ok(None) };
+    Ok(load(connection, &Scope::All, id)?.map(|operation| (operation, fingerprint)))
 }
 
 /// Counts one more open operation with `bytes`, if there is room for it.

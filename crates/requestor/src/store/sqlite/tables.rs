@@ -1,12 +1,13 @@
 //! The tables, and how an operation looks in them.
 
 use crate::operation::{Entry, Operation, State};
-use crate::store::Scope;
 use crate::store::types::status_number;
+use crate::store::{IdempotencyKey, Scope};
 use jiff::Timestamp;
-use rusqlite::types::{FromSqlError, Type};
-use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+use rusqlite::types::{FromSql, FromSqlError, Type};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 use rusqlite_migration::{M, Migrations};
+use serde::de::DeserializeOwned;
 use shared::message::{Content, OperationId, Progress};
 use shared::problem::Problem;
 
@@ -150,22 +151,32 @@ const OPEN_OF_ALL: &str = "create index operations_open_of_all on operations (id
 /// All tables that have rows of an operation.
 pub(super) const TABLES: [&str; 6] = ["operations", "requests", "results", "events", "webhooks", "webhook_attempts"];
 
-const INSERT: &str = "insert into operations (id, owner, kind, created_at, priority, traceparent, steps, callback, status, updated_at,
-        deadline, ended_at, expires_at, asks, step, position, attempt, attempts_before, version, progress_attempt,
-        progress_sequence, percent, message, error, late_outcome, last_problem, sends, next_send_at, cancel_requested,
-        cancels, next_cancel_at, events)
-    values (:id, :owner, :kind, :created_at, :priority, :traceparent, :steps, :callback, :status, :updated_at,
-        :deadline, :ended_at, :expires_at, :asks, :step, :position, :attempt, :attempts_before, :version, :progress_attempt,
-        :progress_sequence, :percent, :message, :error, :late_outcome, :last_problem, :sends, :next_send_at, :cancel_requested,
-        :cancels, :next_cancel_at, :events)";
+/// A query of operations, whose rows [`from_row`] reads.
+macro_rules! select_operations {
+    ($rest:literal) => {
+        concat!(
+            "select step, id, owner, kind, asks, steps, position, status, progress_attempt, progress_sequence, percent,
+                message, error, created_at, updated_at, deadline, ended_at, expires_at, attempt, attempts_before, version,
+                priority, traceparent, callback, cancel_requested, cancels, next_cancel_at, late_outcome, last_problem,
+                sends, next_send_at, events from operations ",
+            $rest
+        )
+    };
+}
+pub(super) use select_operations;
 
-const UPDATE: &str = "update operations set status = :status, updated_at = :updated_at, deadline = :deadline,
-    ended_at = :ended_at, expires_at = :expires_at, asks = :asks, step = :step, position = :position, attempt = :attempt,
-    attempts_before = :attempts_before, version = :version, progress_attempt = :progress_attempt,
-    progress_sequence = :progress_sequence, percent = :percent, message = :message, error = :error,
-    late_outcome = :late_outcome, last_problem = :last_problem, sends = :sends, next_send_at = :next_send_at,
-    cancel_requested = :cancel_requested, cancels = :cancels, next_cancel_at = :next_cancel_at, events = :events
-    where id = :id";
+const INSERT: &str = "insert into operations (id, status, updated_at, deadline, ended_at, expires_at, asks, step, position,
+        attempt, attempts_before, version, progress_attempt, progress_sequence, percent, message, error, late_outcome,
+        last_problem, sends, next_send_at, cancel_requested, cancels, next_cancel_at, events,
+        owner, kind, created_at, priority, traceparent, steps, callback, idempotency_key, fingerprint)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24,
+        ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34)";
+
+const UPDATE: &str = "update operations set status = ?2, updated_at = ?3, deadline = ?4, ended_at = ?5, expires_at = ?6,
+    asks = ?7, step = ?8, position = ?9, attempt = ?10, attempts_before = ?11, version = ?12, progress_attempt = ?13,
+    progress_sequence = ?14, percent = ?15, message = ?16, error = ?17, late_outcome = ?18, last_problem = ?19,
+    sends = ?20, next_send_at = ?21, cancel_requested = ?22, cancels = ?23, next_cancel_at = ?24, events = ?25
+    where id = ?1";
 
 /// What makes the tables, in the order in which they came to be. Never change one: there are stores made with it.
 pub(super) fn migrations() -> Migrations<'static> {
@@ -186,7 +197,7 @@ pub(super) fn migrations() -> Migrations<'static> {
 /// The operation, if there is one in `scope`. What is out of scope takes the same path as what is not there.
 pub(super) fn load(connection: &Connection, scope: &Scope, id: OperationId) -> rusqlite::Result<Option<Operation>> {
     connection
-        .prepare_cached("select * from operations where id = ?1 and (?2 is null or owner = ?2)")?
+        .prepare_cached(select_operations!("where id = ?1 and (?2 is null or owner = ?2)"))?
         .query_row(params![id.0, scope.owner()], from_row)
         .optional()
 }
@@ -231,7 +242,34 @@ pub(super) fn save_entry(connection: &Connection, operation: &Operation, entry: 
     Ok(())
 }
 
-pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) -> rusqlite::Result<()> {
+/// Writes a new operation, with its idempotency key.
+pub(super) fn insert(
+    connection: &Connection,
+    operation: &Operation,
+    key: Option<&IdempotencyKey>,
+) -> rusqlite::Result<()> {
+    let steps = Some(&operation.steps).filter(|steps| !steps.is_empty()).map(json).transpose()?;
+    let callback = operation.callback.as_ref().map(json).transpose()?;
+    let fixed = params![
+        operation.owner,
+        operation.kind,
+        operation.created_at.as_millisecond(),
+        operation.priority,
+        operation.traceparent,
+        steps,
+        callback,
+        key.map(|key| &key.key),
+        key.map(|key| &key.fingerprint),
+    ];
+    save(connection, INSERT, operation, fixed)
+}
+
+/// Writes what may have changed of an operation.
+pub(super) fn update(connection: &Connection, operation: &Operation) -> rusqlite::Result<()> {
+    save(connection, UPDATE, operation, &[])
+}
+
+fn save(connection: &Connection, sql: &str, operation: &Operation, fixed: &[&dyn ToSql]) -> rusqlite::Result<()> {
     let progress = match &operation.state {
         State::Running(progress) => Some(progress),
         State::NotStarted | State::Succeeded | State::Failed(_) | State::Canceled(_) => None,
@@ -239,83 +277,112 @@ pub(super) fn save(connection: &Connection, operation: &Operation, new: bool) ->
     let error = operation.error().map(json).transpose()?;
     let late_outcome = operation.late_outcome.as_ref().map(json).transpose()?;
     let last_problem = operation.last_problem.as_ref().map(json).transpose()?;
-    let steps = Some(&operation.steps).filter(|steps| !steps.is_empty()).map(json).transpose()?;
-    let callback = operation.callback.as_ref().map(json).transpose()?;
-    let mut statement = connection.prepare_cached(if new { INSERT } else { UPDATE })?;
-    let changing = named_params! {
-        ":id": operation.id.0, ":status": status_number(operation), ":updated_at": operation.updated_at.as_millisecond(),
-        ":deadline": operation.deadline.as_millisecond(), ":ended_at": operation.ended_at.map(Timestamp::as_millisecond),
-        ":expires_at": operation.expires_at.map(Timestamp::as_millisecond), ":asks": operation.asks,
-        ":step": operation.step, ":position": operation.position, ":attempt": operation.attempt,
-        ":attempts_before": operation.attempts_before, ":version": operation.version,
-        ":progress_attempt": progress.map(|p| p.attempt), ":progress_sequence": progress.map(|p| p.sequence),
-        ":percent": progress.and_then(|p| p.percent), ":message": progress.and_then(|p| p.message.as_deref()),
-        ":error": error, ":late_outcome": late_outcome, ":last_problem": last_problem, ":sends": operation.sends,
-        ":next_send_at": operation.next_send_at.as_millisecond(), ":cancel_requested": operation.cancel_requested,
-        ":cancels": operation.cancels, ":next_cancel_at": operation.next_cancel_at.map(Timestamp::as_millisecond),
-        ":events": operation.events,
-    };
-    let fixed = named_params! {
-        ":owner": operation.owner, ":kind": operation.kind, ":created_at": operation.created_at.as_millisecond(),
-        ":priority": operation.priority, ":traceparent": operation.traceparent, ":steps": steps, ":callback": callback,
-    };
-    let parameters = if new { [changing, fixed].concat() } else { changing.to_vec() };
-    statement.execute(&parameters[..])?;
-    Ok(())
+    let changing = params![
+        operation.id.0,
+        status_number(operation),
+        operation.updated_at.as_millisecond(),
+        operation.deadline.as_millisecond(),
+        operation.ended_at.map(Timestamp::as_millisecond),
+        operation.expires_at.map(Timestamp::as_millisecond),
+        operation.asks,
+        operation.step,
+        operation.position,
+        operation.attempt,
+        operation.attempts_before,
+        operation.version,
+        progress.map(|p| p.attempt),
+        progress.map(|p| p.sequence),
+        progress.and_then(|p| p.percent),
+        progress.and_then(|p| p.message.as_deref()),
+        error,
+        late_outcome,
+        last_problem,
+        operation.sends,
+        operation.next_send_at.as_millisecond(),
+        operation.cancel_requested,
+        operation.cancels,
+        operation.next_cancel_at.map(Timestamp::as_millisecond),
+        operation.events,
+    ];
+    let parameters = params_from_iter(changing.iter().chain(fixed));
+    connection.prepare_cached(sql)?.execute(parameters).map(drop)
 }
 
+/// Reads columns one after the other, since to look for each by its name takes longer than the query.
+struct Columns<'a, 'b> {
+    row: &'a Row<'b>,
+    next: usize,
+}
+
+impl Columns<'_, '_> {
+    fn next<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        self.next += 1;
+        self.row.get(self.next - 1)
+    }
+
+    fn next_time(&mut self) -> rusqlite::Result<Option<Timestamp>> {
+        self.next::<Option<i64>>()?.map(time).transpose()
+    }
+
+    fn next_json<T: DeserializeOwned>(&mut self) -> rusqlite::Result<Option<T>> {
+        self.next += 1;
+        let text = self.row.get_ref(self.next - 1)?.as_str_or_null()?;
+        Ok(text.and_then(|text| serde_json::from_str(text).ok()))
+    }
+}
+
+/// A row of [`select_operations`], in whose order its columns are read here.
 pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Operation> {
-    let late_outcome: Option<String> = row.get("late_outcome")?;
-    let last_problem: Option<String> = row.get("last_problem")?;
-    let steps: Option<String> = row.get("steps")?;
-    let callback: Option<String> = row.get("callback")?;
+    let mut columns = Columns { row, next: 0 };
+    let step = columns.next()?;
     Ok(Operation {
-        id: OperationId(row.get("id")?),
-        owner: row.get("owner")?,
-        kind: row.get("kind")?,
-        asks: row.get("asks")?,
-        steps: steps.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
-        position: row.get("position")?,
-        state: state_from_row(row)?,
-        created_at: time(row.get("created_at")?)?,
-        updated_at: time(row.get("updated_at")?)?,
-        deadline: time(row.get("deadline")?)?,
-        ended_at: row.get::<_, Option<i64>>("ended_at")?.map(time).transpose()?,
-        expires_at: row.get::<_, Option<i64>>("expires_at")?.map(time).transpose()?,
-        step: row.get("step")?,
-        attempt: row.get("attempt")?,
-        attempts_before: row.get("attempts_before")?,
-        version: row.get("version")?,
-        priority: row.get("priority")?,
-        traceparent: row.get("traceparent")?,
-        callback: callback.and_then(|text| serde_json::from_str(&text).ok()),
-        cancel_requested: row.get("cancel_requested")?,
-        cancels: row.get("cancels")?,
-        next_cancel_at: row.get::<_, Option<i64>>("next_cancel_at")?.map(time).transpose()?,
-        late_outcome: late_outcome.and_then(|text| serde_json::from_str(&text).ok()),
-        last_problem: last_problem.map(|text| Problem::from_body(text.as_bytes())),
-        sends: row.get("sends")?,
-        next_send_at: time(row.get("next_send_at")?)?,
-        events: row.get("events")?,
+        step,
+        id: OperationId(columns.next()?),
+        owner: columns.next()?,
+        kind: columns.next()?,
+        asks: columns.next()?,
+        steps: columns.next_json()?.unwrap_or_default(),
+        position: columns.next()?,
+        state: next_state(&mut columns, step)?,
+        created_at: time(columns.next()?)?,
+        updated_at: time(columns.next()?)?,
+        deadline: time(columns.next()?)?,
+        ended_at: columns.next_time()?,
+        expires_at: columns.next_time()?,
+        attempt: columns.next()?,
+        attempts_before: columns.next()?,
+        version: columns.next()?,
+        priority: columns.next()?,
+        traceparent: columns.next()?,
+        callback: columns.next_json()?,
+        cancel_requested: columns.next()?,
+        cancels: columns.next()?,
+        next_cancel_at: columns.next_time()?,
+        late_outcome: columns.next_json()?,
+        last_problem: columns.next::<Option<String>>()?.map(|text| Problem::from_body(text.as_bytes())),
+        sends: columns.next()?,
+        next_send_at: time(columns.next()?)?,
+        events: columns.next()?,
     })
 }
 
-fn state_from_row(row: &Row<'_>) -> rusqlite::Result<State> {
-    let problem = || row.get::<_, String>("error").map(|error| Problem::from_body(error.as_bytes()));
-    Ok(match row.get::<_, u8>("status")? {
-        0 => State::NotStarted,
-        1 => State::Running(Progress {
-            step: row.get("step")?,
-            attempt: row.get("progress_attempt")?,
-            sequence: row.get("progress_sequence")?,
-            percent: row.get("percent")?,
-            message: row.get("message")?,
-            // What it put off is in next_send_at.
-            lease: None,
-        }),
-        2 => State::Succeeded,
-        3 => State::Failed(problem()?),
-        _ => State::Canceled(problem()?),
+/// Six columns: the status, and what belongs to one or another.
+fn next_state(columns: &mut Columns<'_, '_>, step: u32) -> rusqlite::Result<State> {
+    let status: u8 = columns.next()?;
+    let (attempt, sequence) = (columns.next::<Option<u32>>()?, columns.next::<Option<i64>>()?);
+    let (percent, message) = (columns.next()?, columns.next()?);
+    let error: Option<String> = columns.next()?;
+    let problem = || Problem::from_body(error.as_deref().unwrap_or_default().as_bytes());
+    Ok(match (status, attempt, sequence) {
+        (0, ..) => State::NotStarted,
+        // What it put off is in next_send_at.
+        (1, Some(attempt), Some(sequence)) => {
+            State::Running(Progress { step, attempt, sequence, percent, message, lease: None })
+        }
+        (2, ..) => State::Succeeded,
+        (3, ..) => State::Failed(problem()),
+        (4, ..) => State::Canceled(problem()),
+        _ => return Err(column_error(std::io::Error::other(format!("{status} is no status")))),
     })
 }
 
@@ -357,7 +424,7 @@ mod tests {
         operation.cancel_requested = true;
         operation.state = State::Canceled(Problem::canceled());
         operation.steps = vec!["echo".into()];
-        save(&connection, &operation, false).unwrap();
+        update(&connection, &operation).unwrap();
         operation.steps.clear();
         assert_eq!(load(&connection, &Scope::All, id).unwrap(), Some(operation), "the steps never change");
     }
@@ -398,7 +465,7 @@ mod tests {
         let mut operation = pair.owned_by("me");
         (operation.priority, operation.traceparent) = (Some(3), Some("00-ab-cd-01".into()));
         operation.callback = Some(Callback { url: "https://example.com/".into(), base_url: "http://me".into() });
-        save(&connection, &operation, true).unwrap();
+        insert(&connection, &operation, None).unwrap();
         assert_eq!(load(&connection, &Scope::All, operation.id).unwrap().as_ref(), Some(&operation));
         assert_eq!(load(&connection, &Scope::Of("me".into()), operation.id).unwrap().as_ref(), Some(&operation));
         assert_eq!(load(&connection, &Scope::Of("you".into()), operation.id).unwrap(), None);
@@ -409,7 +476,7 @@ mod tests {
         operation.ended_at = Some(operation.created_at);
         operation.last_problem = Some(Problem::canceled());
         operation.state = State::Failed(Problem::deadline_exceeded());
-        save(&connection, &operation, false).unwrap();
+        update(&connection, &operation).unwrap();
         assert_eq!(load(&connection, &Scope::All, operation.id).unwrap(), Some(operation));
     }
 }

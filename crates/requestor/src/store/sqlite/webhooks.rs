@@ -66,7 +66,7 @@ impl SqliteStore {
             values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
         self.database
             .write(move |connection| {
-                let Attempt { number, at, took, status, error } = attempt;
+                let Attempt { number, at, took, status, error } = &attempt;
                 let next_at = next_at.map(Timestamp::as_millisecond);
                 let parameters = params![id.operation.0, id.number, number, state.name(), next_at];
                 if connection.prepare_cached(update)?.execute(parameters)? == 0 {
