@@ -297,10 +297,7 @@ impl Builder {
 
     /// Runs `prepare` in the ledger's database at every start, to create the tables that a handler needs, if it is SQLite.
     #[must_use]
-    pub fn prepare_ledger(
-        mut self,
-        prepare: impl Fn(&Connection) -> rusqlite::Result<()> + Send + 'static,
-    ) -> Self {
+    pub fn prepare_ledger(mut self, prepare: impl Fn(&Connection) -> rusqlite::Result<()> + Send + 'static) -> Self {
         self.0.prepare.sqlite.push(Box::new(prepare));
         self
     }

@@ -224,9 +224,9 @@ fn write_together(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Opti
     }
     for write in batch {
         let before = connection.total_changes();
-        let failed = write.run(connection).is_err_and(|error| {
-            matches!(error, DatabaseError::Untrusted(_)) || connection.total_changes() != before
-        });
+        let failed = write
+            .run(connection)
+            .is_err_and(|error| matches!(error, DatabaseError::Untrusted(_)) || connection.total_changes() != before);
         if failed || connection.is_autocommit() {
             roll_back(connection);
             return None;

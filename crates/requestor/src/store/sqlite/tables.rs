@@ -172,7 +172,8 @@ const INSERT: &str = "insert into operations (id, status, updated_at, deadline, 
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24,
         ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34)";
 
-const UPDATE: &str = "update operations set status = ?2, updated_at = ?3, deadline = ?4, ended_at = ?5, expires_at = ?6,
+const UPDATE: &str =
+    "update operations set status = ?2, updated_at = ?3, deadline = ?4, ended_at = ?5, expires_at = ?6,
     asks = ?7, step = ?8, position = ?9, attempt = ?10, attempts_before = ?11, version = ?12, progress_attempt = ?13,
     progress_sequence = ?14, percent = ?15, message = ?16, error = ?17, late_outcome = ?18, last_problem = ?19,
     sends = ?20, next_send_at = ?21, cancel_requested = ?22, cancels = ?23, next_cancel_at = ?24, events = ?25
