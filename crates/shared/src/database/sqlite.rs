@@ -283,6 +283,7 @@ fn roll_back(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::future;
     use rusqlite_migration::M;
 
     fn open(folder: &Path) -> anyhow::Result<Sqlite> {
@@ -294,6 +295,40 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("arr-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         folder
+    }
+
+    /// Holds the writer until all of `writes` wait.
+    async fn as_one_batch<T>(database: &Sqlite, writes: impl Future<Output = T>) -> T {
+        let (started, running) = oneshot::channel();
+        let (release, held) = std::sync::mpsc::channel();
+        let mut started = Some(started);
+        let hold = database.write(move |_| {
+            let _ = started.take().map(|started| started.send(()));
+            Ok(held.recv())
+        });
+        let writes = async {
+            running.await.unwrap();
+            tokio::join!(writes, async { release.send(()).unwrap() }).0
+        };
+        tokio::join!(hold, writes).1
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_half_way_is_undone_alone() {
+        let folder = scratch("half-way");
+        let database = open(&folder).unwrap();
+        let insert = |numbers: &'static [i64]| {
+            database.write(move |c| {
+                numbers.iter().try_for_each(|n| c.execute("insert into numbers values (?)", [n]).map(drop))
+            })
+        };
+        let writes = future::join3(insert(&[1]), insert(&[2, 1]), insert(&[3]));
+        let (before, failed, after) = as_one_batch(&database, writes).await;
+        assert_eq!((before, after), (Ok(()), Ok(())));
+        assert!(matches!(failed, Err(DatabaseError::Failed(_))), "{failed:?}");
+        let sum = database.read(|c| c.query_row("select sum(n) from numbers", [], |row| row.get::<_, i64>(0)));
+        assert_eq!(sum.await, Ok(4), "1 and 3, and not 2");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
@@ -319,20 +354,7 @@ mod tests {
             .unwrap();
         let insert = || database.write(|c| c.execute("insert into blobs values (zeroblob(1000000))", []));
         let small = || database.write(|c| c.execute("insert into blobs values ('x')", []));
-        // The writer is held until all three wait, so that they are one batch.
-        let (started, running) = oneshot::channel();
-        let (release, held) = std::sync::mpsc::channel();
-        let mut started = Some(started);
-        let hold = database.write(move |_| {
-            let _ = started.take().map(|started| started.send(()));
-            Ok(held.recv())
-        });
-        let batch = async {
-            running.await.unwrap();
-            let three = futures_util::future::join3(small(), insert(), small());
-            tokio::join!(three, async { release.send(()).unwrap() }).0
-        };
-        let (_, (before, full, after)) = tokio::join!(hold, batch);
+        let (before, full, after) = as_one_batch(&database, future::join3(small(), insert(), small())).await;
         assert_eq!(
             (before, full, after),
             (Err(DatabaseError::Full), Err(DatabaseError::Full), Err(DatabaseError::Full))
