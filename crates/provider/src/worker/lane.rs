@@ -146,7 +146,7 @@ mod tests {
         let lane = Lane::new(2, 512);
         let mut held = lane.held();
         assert_eq!(held.now(), 2);
-        assert_eq!(held_at(&lane, &mut held, 20), 2, "of 100 ms each");
+        assert_eq!(held_at(&lane, &mut held, 10), 2, "of 200 ms each");
         assert_eq!(held_at(&lane, &mut held, 1000), 52);
         assert_eq!(held_at(&lane, &mut held, 1100), 52, "a little more is no reason for a new consumer");
         assert_eq!(held_at(&lane, &mut held, 100_000), 514, "not beyond the limit");
@@ -156,6 +156,6 @@ mod tests {
         assert_eq!(held.now(), 0);
         lane.end_lease();
         lane.end_lease();
-        assert_eq!(held_at(&lane, &mut held, 20), 2);
+        assert_eq!(held_at(&lane, &mut held, 10), 2);
     }
 }
