@@ -101,14 +101,15 @@ async fn place_without_requestor(pair: &mut Pair, channel: &Channel, count: usiz
     let ids = place(pair, count).await;
     let expected = u32::try_from(count).unwrap();
     eventually("the requests are in their queue", async || match ready(channel, REQUESTS).await {
-        all if all == expected => Ok(()),
+        // More of them if some were sent again before this was seen.
+        all if all >= expected => Ok(()),
         some => Err(some.to_string()),
     })
     .await;
     pair.stop_requestor().await;
     pair.start_provider();
     eventually("the replies are in their queue", async || match ready(channel, REPLIES).await {
-        all if all == expected => Ok(()),
+        all if all >= expected => Ok(()),
         some => Err(some.to_string()),
     })
     .await;
