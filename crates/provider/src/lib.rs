@@ -227,7 +227,7 @@ impl Builder {
 
     /// Serves `kind` by a function whose effect is `Transactional`: it happens in the ledger's database, in the
     /// commit that records the outcome, so a repeated request changes nothing and gets the same answer. This is the form
-    /// for a ledger in SQLite; a kind may have both.
+    /// for a ledger in SQLite; a kind may have both. The function may be run once more after what it did was undone.
     #[must_use]
     pub fn handle_transactional<Q, P>(
         mut self,

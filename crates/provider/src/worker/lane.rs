@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// How long a request that is taken ahead waits here at most, as things go: less than what another provider could do for
 /// it meanwhile, and many times what it takes to have its reply confirmed and the next request delivered, so that many
-/// replies are confirmed, stored and acknowledged together: with 20 ms everybody, the broker too, works twice as much.
+/// replies are confirmed and stored together. With 20 ms all, the broker too, had twice the work that they had with 100 ms.
 const AHEAD: Duration = Duration::from_millis(50);
 /// How often the pace is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -239,7 +239,11 @@ fn write_together(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Opti
 fn write_each(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(), DatabaseError> {
     connection.execute_batch("begin immediate")?;
     for write in batch {
-        let outcome = in_savepoint(connection, write.as_mut());
+        // If there is no savepoint or no end of one, nothing of the batch counts: its writes may not have been run again.
+        let outcome = in_savepoint(connection, write.as_mut()).map_err(|error| {
+            roll_back(connection);
+            DatabaseError::from(error)
+        })?;
         // A full disk and the like end the whole transaction, with all that was done in it. A job that ran now
         // would be committed on its own, and its caller told that it was not.
         if connection.is_autocommit() {
@@ -253,18 +257,18 @@ fn write_each(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(
     commit(connection)
 }
 
-fn in_savepoint(connection: &Connection, write: &mut dyn Write) -> Result<(), DatabaseError> {
+fn in_savepoint(connection: &Connection, write: &mut dyn Write) -> rusqlite::Result<Result<(), DatabaseError>> {
     connection.execute_batch("savepoint job")?;
     let outcome = write.run(connection);
     if connection.is_autocommit() {
         // The error has ended the whole transaction, so there is nothing to roll back to.
-        return outcome;
+        return Ok(outcome);
     }
     if outcome.is_err() {
         connection.execute_batch("rollback to job")?;
     }
     connection.execute_batch("release job")?;
-    outcome
+    Ok(outcome)
 }
 
 fn commit(connection: &Connection) -> Result<(), DatabaseError> {

@@ -42,6 +42,7 @@ impl SqliteStore {
         kinds: Vec<String>,
         before: Timestamp,
     ) -> Result<(), StoreError> {
+        let kinds = serde_json::Value::from(kinds).to_string();
         self.database
             .write(move |connection| {
                 let mut kind = connection
@@ -71,10 +72,9 @@ impl SqliteStore {
                         one.differs
                     ])?;
                 }
-                let kinds = serde_json::Value::from(kinds.clone()).to_string();
                 connection
                     .prepare_cached("delete from announced_kinds where kind not in (select value from json_each(?1))")?
-                    .execute([kinds])?;
+                    .execute([&kinds])?;
                 connection
                     .prepare_cached(
                         "delete from announced_providers
