@@ -5,7 +5,7 @@ use crate::context::{Context, Report};
 use crate::handler::{AsyncFn, Failure};
 use crate::ledger::Claim;
 use jiff::Timestamp;
-use shared::amqp::{self, Settle};
+use shared::amqp::Settle;
 use shared::message::{Content, Progress, Request};
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,10 +110,8 @@ impl Worker {
         if let Some(lane) = self.0.lanes.get(&job.request.kind) {
             lane.lease();
         }
-        if let Some(acker) = self.0.running.lease(identity)
-            && let Err(error) = amqp::settle(&acker, Settle::Ack).await
-        {
-            tracing::debug!(%error, "not acknowledged early; the delivery will join");
+        if let Some(taken) = self.0.running.lease(identity) {
+            taken.settle_alone(Settle::Ack).await;
         }
         shared::crash::point("provider.acked-early");
     }

@@ -1,5 +1,6 @@
 //! Service Activator: takes deliveries, runs handlers, and settles a request only after its reply is confirmed.
 
+mod acks;
 pub(crate) mod announcing;
 mod calls;
 mod control;
@@ -12,11 +13,12 @@ mod running;
 use crate::config::Config;
 use crate::handler::Handler;
 use crate::ledger::Ledger;
+use acks::{Taken, Unsettled};
 use futures_util::StreamExt;
 use lane::{Held, Lane};
 use lapin::message::Delivery;
 use lapin::options::BasicCancelOptions;
-use lapin::{Acker, Consumer};
+use lapin::{BasicProperties, Consumer};
 use running::{Asked, Canceled, Joined, Running};
 use shared::amqp::{self, PublishQueue, Publisher, Session, Settle};
 use shared::message::{
@@ -66,7 +68,7 @@ struct Job {
     request: Request,
     identity: Option<String>,
     /// The delivery, unless it is in the table of what runs.
-    acker: Option<Acker>,
+    delivery: Option<Taken>,
     received: Instant,
     /// Cancelled when it is certain that the request will have no effect.
     canceled: CancellationToken,
@@ -152,7 +154,7 @@ impl Worker {
     /// Takes requests of `kind` until the shutdown, as many at a time as its lane holds.
     async fn consume(&self, session: &Session, kind: &str, lane: &Lane) -> anyhow::Result<()> {
         let channel = session.consume_channel().await?;
-        let (queue, mut held) = (topology::request_queue(kind), lane.held());
+        let (queue, mut held, unsettled) = (topology::request_queue(kind), lane.held(), Unsettled::default());
         while !self.0.shutdown.is_cancelled() {
             let prefetch = held.now();
             if prefetch == 0 {
@@ -162,14 +164,14 @@ impl Worker {
             // A queue that was just recovered may take its time to answer, and a shutdown must not wait for it.
             let consumer = self.0.shutdown.run_until_cancelled(amqp::consume(&channel, &queue, prefetch)).await;
             let Some(mut deliveries) = consumer.transpose()? else { break };
-            self.take(kind, &mut deliveries, &mut held).await?;
+            self.take(kind, &mut deliveries, &mut held, &unsettled).await?;
             let options = BasicCancelOptions::default();
             amqp::call("basic.cancel", channel.basic_cancel(deliveries.tag(), options)).await?;
             // What has come and may be held no more goes back to the queue.
             let keep = held.now() >= prefetch && !self.0.shutdown.is_cancelled();
             while let Some(delivery) = deliveries.next().await {
                 match delivery? {
-                    delivery if keep => self.accept(kind, delivery).await?,
+                    delivery if keep => self.accept(kind, delivery, &unsettled).await,
                     delivery => amqp::settle(&delivery.acker, Settle::Requeue).await?,
                 }
             }
@@ -178,7 +180,13 @@ impl Worker {
     }
 
     /// Begins what is delivered, until the shutdown or until more or fewer may be held.
-    async fn take(&self, kind: &str, deliveries: &mut Consumer, held: &mut Held<'_>) -> anyhow::Result<()> {
+    async fn take(
+        &self,
+        kind: &str,
+        deliveries: &mut Consumer,
+        held: &mut Held<'_>,
+        unsettled: &Unsettled,
+    ) -> anyhow::Result<()> {
         loop {
             let delivery = tokio::select! {
                 biased;
@@ -187,39 +195,35 @@ impl Worker {
                 delivery = deliveries.next() => delivery,
             };
             match delivery {
-                Some(delivery) => self.accept(kind, delivery?).await?,
+                Some(delivery) => self.accept(kind, delivery?, unsettled).await,
                 None => anyhow::bail!("the consumer of {} was cancelled", topology::request_queue(kind)),
             }
         }
     }
 
     /// Begins one request, joins it to the job that runs it already, or answers what is no request.
-    async fn accept(&self, kind: &str, mut delivery: Delivery) -> anyhow::Result<()> {
+    async fn accept(&self, kind: &str, mut delivery: Delivery, unsettled: &Unsettled) {
         let received = Instant::now();
         let deliveries = header_number(&delivery.properties, "x-delivery-count").unwrap_or_default();
+        let taken = unsettled.take(&delivery);
         let request = match self.read(kind, &mut delivery) {
             Ok(request) => request,
-            Err(problem) => return self.refuse(kind, delivery, problem).await,
+            Err(problem) => return self.refuse(kind, &delivery.properties, taken, problem).await,
         };
         let foreign = matches!(request.reply_to, Some(ReturnAddress::Foreign(_)));
         let asked = Asked { attempt: request.attempt, deliveries, foreign };
-        let (identity, mut acker) = (request.identity(), Some(delivery.acker));
-        let joined = identity.as_ref().zip(acker.take_if(|_| identity.is_some()));
-        let joined = joined.map(|(identity, acker)| self.0.running.join(identity, acker, asked));
-        let canceled = match joined {
-            None => CancellationToken::new(),
-            Some(Joined::No(canceled)) => canceled,
-            Some(Joined::Held) => {
-                metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
-                return Ok(());
-            }
-            Some(Joined::Superfluous(acker)) => {
-                metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
-                return amqp::settle(&acker, Settle::Ack).await;
-            }
+        let (canceled, delivery, identity) = match request.identity() {
+            None => (CancellationToken::new(), Some(taken), None),
+            Some(identity) => match self.0.running.join(&identity, taken, asked) {
+                Joined::No(canceled) => (canceled, None, Some(identity)),
+                Joined::Held => return count_joined(kind),
+                Joined::Superfluous(taken) => {
+                    count_joined(kind);
+                    return taken.settle_alone(Settle::Ack).await;
+                }
+            },
         };
-        self.0.jobs.spawn(self.clone().work(Job { request, identity, acker, received, canceled }));
-        Ok(())
+        self.0.jobs.spawn(self.clone().work(Job { request, identity, delivery, received, canceled }));
     }
 
     fn read(&self, kind: &str, delivery: &mut Delivery) -> Result<Request, Problem> {
@@ -240,11 +244,10 @@ impl Worker {
     }
 
     /// Counts and answers what is no request of ours, and is done with it: another delivery would not help.
-    async fn refuse(&self, kind: &str, delivery: Delivery, problem: Problem) -> anyhow::Result<()> {
+    async fn refuse(&self, kind: &str, properties: &BasicProperties, taken: Taken, problem: Problem) {
         let queue = topology::request_queue(kind);
         metrics::counter!("arr_unreadable_total", "queue" => queue.clone()).increment(1);
         tracing::warn!(queue, problem = problem.detail, "unreadable message refused");
-        let properties = &delivery.properties;
         let address = return_address(properties)
             .filter(|address| self.0.config.replies.foreign || matches!(address, ReturnAddress::Group(_)));
         if let Some(address) = address {
@@ -255,12 +258,12 @@ impl Worker {
                 let worker = self.clone();
                 self.0.jobs.spawn(async move {
                     let published = worker.publish_reply(message, &address).await;
-                    worker.settle(Some(delivery.acker), published.err().map_or(Settle::Ack, |_| Settle::Reject)).await;
+                    taken.settle(published.err().map_or(Settle::Ack, |_| Settle::Reject)).await;
                 });
-                return Ok(());
+                return;
             }
         }
-        amqp::settle(&delivery.acker, Settle::Ack).await
+        taken.settle_alone(Settle::Ack).await;
     }
 
     /// Carries a request out, replies, and only then settles it.
@@ -295,9 +298,13 @@ impl Worker {
                 lane.end_lease();
             }
         }
-        self.settle(job.acker.or(held.and_then(|held| held.acker)), how).await;
         if let Some(lane) = self.0.lanes.get(&job.request.kind) {
             lane.ended();
+        }
+        let delivery = job.delivery.or(held.and_then(|held| held.delivery));
+        drop(job.request);
+        if let Some(delivery) = delivery {
+            delivery.settle(how).await;
         }
     }
 
@@ -324,15 +331,6 @@ impl Worker {
         }
     }
 
-    /// A delivery of a session that is over cannot be settled and comes again.
-    async fn settle(&self, acker: Option<Acker>, how: Settle) {
-        if let Some(acker) = acker
-            && let Err(error) = amqp::settle(&acker, how).await
-        {
-            tracing::debug!(%error, "delivery not settled; it comes again");
-        }
-    }
-
     /// Waits for what runs; what takes longer than `drain` is cancelled and given back.
     async fn drain(&self) {
         self.0.jobs.close();
@@ -342,4 +340,8 @@ impl Worker {
             let _ = tokio::time::timeout(GIVE_BACK_TIMEOUT, self.0.jobs.wait()).await;
         }
     }
+}
+
+fn count_joined(kind: &str) {
+    metrics::counter!("arr_joined_total", "kind" => kind.to_owned()).increment(1);
 }

@@ -1,6 +1,6 @@
 //! What runs now, and what was canceled lately.
 
-use lapin::Acker;
+use super::acks::Taken;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ pub(super) struct Running(Mutex<HashMap<String, Held>>);
 #[derive(Debug)]
 pub(super) struct Held {
     /// The delivery to settle at the job's end.
-    pub(super) acker: Option<Acker>,
+    pub(super) delivery: Option<Taken>,
     /// The attempt that the delivery asks for; not less than that of the job.
     attempt: u32,
     /// Whether the delivery is to be given back at the job's end, since the job does not answer it.
@@ -53,18 +53,18 @@ pub(super) enum Joined {
     Held,
     /// This delivery is to be acknowledged now: a copy of one that is still held, of a request that has a lease, or
     /// one that was lost so often that it would soon be taken for a request that kills its providers.
-    Superfluous(Acker),
+    Superfluous(Taken),
 }
 
 impl Running {
     /// Joins a delivery to the job that runs its request, or begins one.
-    pub(super) fn join(&self, identity: &str, acker: Acker, asked: Asked) -> Joined {
+    pub(super) fn join(&self, identity: &str, taken: Taken, asked: Asked) -> Joined {
         match self.lock().entry(identity.to_owned()) {
             Entry::Vacant(vacant) => {
                 let canceled = CancellationToken::new();
                 let attempt = asked.attempt;
                 vacant.insert(Held {
-                    acker: Some(acker),
+                    delivery: Some(taken),
                     attempt,
                     another: false,
                     answering: false,
@@ -73,7 +73,7 @@ impl Running {
                 });
                 Joined::No(canceled)
             }
-            Entry::Occupied(mut occupied) => occupied.get_mut().join(acker, asked),
+            Entry::Occupied(mut occupied) => occupied.get_mut().join(taken, asked),
         }
     }
 
@@ -85,11 +85,11 @@ impl Running {
     }
 
     /// Notes that the job acknowledges its delivery early, and returns the delivery.
-    pub(super) fn lease(&self, identity: &str) -> Option<Acker> {
+    pub(super) fn lease(&self, identity: &str) -> Option<Taken> {
         let mut running = self.lock();
         let held = running.get_mut(identity)?;
         held.leased = true;
-        held.acker.take()
+        held.delivery.take()
     }
 
     /// The job's reply is on its way from now on.
@@ -114,18 +114,18 @@ impl Running {
 }
 
 impl Held {
-    fn join(&mut self, acker: Acker, Asked { attempt, deliveries, foreign }: Asked) -> Joined {
-        let usable = self.acker.as_ref().is_some_and(Acker::usable);
+    fn join(&mut self, taken: Taken, Asked { attempt, deliveries, foreign }: Asked) -> Joined {
+        let usable = self.delivery.as_ref().is_some_and(Taken::usable);
         // Who keeps no record may have had the reply already, and asks for it once more.
         if attempt > self.attempt || (foreign && self.answering && usable) {
             self.attempt = self.attempt.max(attempt);
             self.another = true;
-            return self.acker.replace(acker).map_or(Joined::Held, Joined::Superfluous);
+            return self.delivery.replace(taken).map_or(Joined::Held, Joined::Superfluous);
         }
         if self.leased || usable || deliveries >= JOINED_DELIVERIES_MAX {
-            return Joined::Superfluous(acker);
+            return Joined::Superfluous(taken);
         }
-        self.acker = Some(acker);
+        self.delivery = Some(taken);
         Joined::Held
     }
 }

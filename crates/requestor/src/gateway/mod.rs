@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Deliveries of one consumer that may be unacknowledged: as many as the store commits together.
-const PREFETCH: u16 = 256;
+const PREFETCH: u16 = 512;
 /// The pause before the store is asked again to take a reply that it could not take.
 const STORE_RETRY: Duration = Duration::from_millis(250);
 /// Sends requests and takes replies. Cheap to clone.
