@@ -1,13 +1,18 @@
 //! Every message may come more than once.
 
+use harness::asker::{self, Asker};
 use harness::orders::taken;
 use harness::pair::Pair;
 use jiff::Timestamp;
 use lapin::Channel;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use provider::{Context, Failure, Provider};
 use serde_json::json;
 use shared::message::{Content, Message, OperationId, Outcome, Reply, Request, ReturnAddress, answer};
 use shared::problem::Problem;
+use std::collections::HashSet;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 #[expect(clippy::disallowed_methods, reason = "messages that our own publisher would never send")]
 async fn publish(channel: &Channel, message: &Message) {
@@ -120,5 +125,51 @@ async fn a_late_outcome_is_kept_beside_the_record() {
     })
     .await;
     assert_eq!((late["status"].as_str(), late["lateOutcome"]["status"].as_str()), (Some("Failed"), Some("Succeeded")));
+    pair.finish().await;
+}
+
+/// Acknowledgements go together up to the oldest request that is under way, and past it one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_is_acknowledged_before_and_behind_what_is_not() {
+    let mut pair = Pair::prepare().await;
+    pair.provider_config.concurrency = 2;
+    let mut asker = Asker::start(&pair.host, &["gated"]).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let waits = Arc::clone(&gate);
+    let handler = move |through: bool, _: Context| {
+        let gate = Arc::clone(&waits);
+        async move {
+            if !through {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok::<_, Failure>(through)
+        }
+    };
+    let provider = Provider::builder(pair.provider_config.clone()).handle("gated", handler).build().unwrap();
+    pair.start_provider_with(provider);
+    let held = async |expected: usize| {
+        harness::eventually("what is done is acknowledged", async || {
+            let queue = pair.host.queue("arr.request.gated").await;
+            let (ready, held) = (&queue["messages_ready"], &queue["messages_unacknowledged"]);
+            if *ready == 0 && *held == expected { Ok(()) } else { Err(format!("{ready} ready, {held} held")) }
+        })
+        .await;
+    };
+    let gated = asker::request("gated", &json!(false));
+    let through: Vec<_> = (0..300).map(|_| asker::request("gated", &json!(true))).collect();
+    let (before, behind) = through.split_at(100);
+    for request in before.iter().chain([&gated]).chain(behind) {
+        asker.send(request).await;
+    }
+    let mut answered = HashSet::new();
+    while answered.len() < through.len() {
+        answered.insert(asker.any_reply().await.0);
+    }
+    assert!(through.iter().all(|request| request.operation.is_some_and(|id| answered.contains(&id))));
+    held(1).await;
+    gate.add_permits(1);
+    asker.reply(&gated).await;
+    held(0).await;
+    asker.finish().await;
     pair.finish().await;
 }
