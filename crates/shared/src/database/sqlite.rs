@@ -22,8 +22,6 @@ const QUEUE_MAX: usize = 4096;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading.
 const READERS: usize = 4;
-/// The page of a new file: with 4 KiB, SQLite's own choice, a batch writes many more of them.
-const PAGE_BYTES: usize = 8192;
 /// Prepared statements kept for each connection.
 const STATEMENTS: usize = 64;
 
@@ -197,7 +195,6 @@ fn lock(path: &Path) -> anyhow::Result<File> {
 
 fn connect(path: &Path) -> anyhow::Result<Connection> {
     let connection = Connection::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    connection.pragma_update(None, "page_size", PAGE_BYTES)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let mode: String = connection.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
