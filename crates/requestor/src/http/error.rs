@@ -68,7 +68,11 @@ impl From<Problem> for Error {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        tracing::error!(%error, "the store failed a caller");
+        match error {
+            // That is said to many callers when it is said to one.
+            StoreError::Busy => metrics::counter!("arr_saturated_total").increment(1),
+            _ => tracing::error!(%error, "the store failed a caller"),
+        }
         let (detail, seconds) = match error {
             StoreError::Busy => ("more is asked of the store than it can do", 1),
             StoreError::Full => ("the disk is full", 30),

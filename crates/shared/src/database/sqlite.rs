@@ -18,6 +18,8 @@ const MANY: usize = 128;
 const GATHER: Duration = Duration::from_millis(5);
 /// Writes that may wait for the writer.
 const QUEUE_MAX: usize = 4096;
+/// Room in that queue that new work leaves: what is under way is ended before more is begun.
+const SPARE: usize = QUEUE_MAX / 4;
 /// How long a lock held by another program, or a full queue, is waited for before the caller is told to come back.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading.
@@ -123,10 +125,23 @@ impl Sqlite {
         &self,
         job: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, DatabaseError> {
-        let (done, result) = oneshot::channel();
-        let job = Job { job, outcome: Err(DatabaseError::Failed("not run".into())), done };
-        self.0.jobs.send_timeout(Box::new(job), BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
-        result.await.unwrap_or_else(|_| Err(DatabaseError::Failed("the writer has stopped".into())))
+        let (job, result) = queued(job);
+        self.0.jobs.send_timeout(job, BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
+        ended(result).await
+    }
+
+    /// The same for what brings more work: fails at once where so many writes wait that it would only make all later.
+    ///
+    /// # Errors
+    /// See [`Sqlite::write`]; [`DatabaseError::Busy`] without any delay.
+    pub async fn write_if_room<T: Send + 'static>(
+        &self,
+        job: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let (job, result) = queued(job);
+        let room = self.0.jobs.capacity() > SPARE;
+        let taken = room && self.0.jobs.try_send(job).is_ok();
+        if taken { ended(result).await } else { Err(DatabaseError::Busy) }
     }
 
     /// Runs `job` on a connection for reading, off the runtime's threads.
@@ -170,6 +185,19 @@ impl Sqlite {
     pub async fn failed(&self) {
         self.0.failed.cancelled().await;
     }
+}
+
+type Ended<T> = oneshot::Receiver<Result<T, DatabaseError>>;
+
+fn queued<T: Send + 'static>(
+    job: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+) -> (Box<dyn Write>, Ended<T>) {
+    let (done, result) = oneshot::channel();
+    (Box::new(Job { job, outcome: Err(DatabaseError::Failed("not run".into())), done }), result)
+}
+
+async fn ended<T>(result: Ended<T>) -> Result<T, DatabaseError> {
+    result.await.unwrap_or_else(|_| Err(DatabaseError::Failed("the writer has stopped".into())))
 }
 
 pub(super) fn path_of(url: &str) -> anyhow::Result<PathBuf> {
@@ -345,6 +373,24 @@ mod tests {
         assert!(matches!(failed, Err(DatabaseError::Failed(_))), "{failed:?}");
         let sum = database.read(|c| c.query_row("select sum(n) from numbers", [], |row| row.get::<_, i64>(0)));
         assert_eq!(sum.await, Ok(4), "1 and 3, and not 2");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn new_work_is_refused_at_once_before_the_queue_is_full() {
+        let folder = scratch("saturated");
+        let database = open(&folder).unwrap();
+        let insert = |n: i64| move |c: &Connection| c.execute("insert into numbers values (?)", [n]);
+        let offered = QUEUE_MAX as i64;
+        let both = async {
+            let new = future::join_all((0..offered).map(|n| database.write_if_room(insert(n))));
+            let under_way = future::join_all((0..SPARE as i64).map(|n| database.write(insert(offered + n))));
+            tokio::join!(new, under_way)
+        };
+        let (new, under_way) = as_one_batch(&database, both).await;
+        let refused = new.iter().filter(|result| **result == Err(DatabaseError::Busy)).count();
+        assert_eq!((refused, new.iter().flatten().count()), (SPARE, QUEUE_MAX - SPARE));
+        assert!(under_way.iter().all(Result::is_ok), "there was room for what is under way");
         std::fs::remove_dir_all(folder).unwrap();
     }
 

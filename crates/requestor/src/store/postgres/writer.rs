@@ -13,6 +13,8 @@ use tokio_util::task::TaskTracker;
 const BATCH_MAX: usize = 256;
 /// Writes that may wait for the writer.
 const QUEUE_MAX: usize = 4096;
+/// Room in that queue that creates leave: what is under way is ended before more is begun.
+const SPARE: usize = QUEUE_MAX / 4;
 /// How long a full queue is waited for before the caller is told to come back.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a write is tried that met another's, which then was undone.
@@ -48,8 +50,11 @@ impl Writer {
         Self { jobs }
     }
 
-    /// Returns when `work` is durable.
+    /// Returns when `work` is durable. A create fails at once where so many writes wait that it would only make all later.
     pub(super) async fn write(&self, work: Work) -> Result<Outcome, StoreError> {
+        if matches!(work, Work::Create(_)) && self.jobs.capacity() <= SPARE {
+            return Err(StoreError::Busy);
+        }
         let (done, outcome) = oneshot::channel();
         self.jobs.send_timeout((work, done), BUSY_TIMEOUT).await.map_err(|_| StoreError::Busy)?;
         outcome.await.unwrap_or_else(|_| Err(StoreError::Failed("the writer has stopped".into())))
