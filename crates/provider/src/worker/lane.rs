@@ -35,6 +35,8 @@ struct Window {
 struct Pace {
     since: Instant,
     ended: u32,
+    /// How long those that ended had their slots, all together.
+    took: Duration,
 }
 
 impl Lane {
@@ -44,7 +46,7 @@ impl Lane {
             concurrency,
             ahead_max,
             window: watch::Sender::default(),
-            pace: Mutex::new(Pace { since: Instant::now(), ended: 0 }),
+            pace: Mutex::new(Pace::new(Instant::now())),
         }
     }
 
@@ -54,9 +56,12 @@ impl Lane {
         Held { lane: self, window: self.window.subscribe() }
     }
 
-    /// A request has ended: reply and all. Those that are short raise what is taken ahead, those that are long lower it.
-    pub(super) fn ended(&self) {
-        let ahead = self.pace.lock().unwrap_or_else(PoisonError::into_inner).ended(Instant::now(), self.ahead_max);
+    /// A request has ended, reply and all, which had its slot for so long. Those that are short raise what is taken ahead,
+    /// those that are long lower it.
+    pub(super) fn ended(&self, took: Duration) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead = pace.ended(Instant::now(), took, self.ahead_max);
+        drop(pace);
         if let Some(ahead) = ahead {
             self.window.send_if_modified(|window| window.follow(ahead));
         }
@@ -72,15 +77,24 @@ impl Lane {
 }
 
 impl Pace {
-    /// How many end within [`AHEAD`], when it is time to look. If it holds that many, it never waits for the broker.
-    fn ended(&mut self, now: Instant, max: usize) -> Option<usize> {
+    fn new(since: Instant) -> Self {
+        Self { since, ended: 0, took: Duration::ZERO }
+    }
+
+    /// How many end within [`AHEAD`], when it is time to look. If it holds that many, it never waits for the broker. None
+    /// if each takes longer than that: then many that ended together say nothing of when the next will.
+    fn ended(&mut self, now: Instant, took: Duration, max: usize) -> Option<usize> {
         self.ended += 1;
-        let took = now - self.since;
-        if took < LOOK_EVERY {
+        self.took += took;
+        let passed = now - self.since;
+        if passed < LOOK_EVERY {
             return None;
         }
-        let ahead = f64::from(self.ended) * AHEAD.as_secs_f64() / took.as_secs_f64();
-        *self = Self { since: now, ended: 0 };
+        let Self { ended, took, .. } = std::mem::replace(self, Self::new(now));
+        if took > AHEAD * ended {
+            return Some(0);
+        }
+        let ahead = f64::from(ended) * AHEAD.as_secs_f64() / passed.as_secs_f64();
         Some((ahead as usize).min(max))
     }
 }
@@ -126,16 +140,18 @@ impl Held<'_> {
 mod tests {
     use super::*;
 
-    /// What a lane holds after requests that end at this rate, in steps of a tenth of a second.
-    fn held_at(lane: &Lane, held: &mut Held<'_>, each_second: u32) -> u16 {
+    const SHORT: Duration = Duration::from_millis(1);
+
+    /// What a lane holds after requests that take so long and end at this rate, in steps of a tenth of a second.
+    fn held_at(lane: &Lane, held: &mut Held<'_>, took: Duration, each_second: u32) -> u16 {
         let mut now = Instant::now();
         for _ in 0..10 {
             lane.pace.lock().unwrap().since = now;
             for _ in 0..each_second / 10 - 1 {
-                lane.pace.lock().unwrap().ended(now, lane.ahead_max);
+                lane.pace.lock().unwrap().ended(now, took, lane.ahead_max);
             }
             now += LOOK_EVERY;
-            let ahead = lane.pace.lock().unwrap().ended(now, lane.ahead_max).unwrap();
+            let ahead = lane.pace.lock().unwrap().ended(now, took, lane.ahead_max).unwrap();
             lane.window.send_if_modified(|window| window.follow(ahead));
         }
         held.now()
@@ -146,16 +162,17 @@ mod tests {
         let lane = Lane::new(2, 512);
         let mut held = lane.held();
         assert_eq!(held.now(), 2);
-        assert_eq!(held_at(&lane, &mut held, 10), 2, "of 200 ms each");
-        assert_eq!(held_at(&lane, &mut held, 1000), 52);
-        assert_eq!(held_at(&lane, &mut held, 1100), 52, "a little more is no reason for a new consumer");
-        assert_eq!(held_at(&lane, &mut held, 100_000), 514, "not beyond the limit");
+        assert_eq!(held_at(&lane, &mut held, Duration::from_millis(200), 10), 2);
+        assert_eq!(held_at(&lane, &mut held, SHORT, 1000), 52);
+        assert_eq!(held_at(&lane, &mut held, SHORT, 1100), 52, "a little more is no reason for a new consumer");
+        assert_eq!(held_at(&lane, &mut held, SHORT, 100_000), 514, "not beyond the limit");
+        assert_eq!(held_at(&lane, &mut held, 2 * AHEAD, 100_000), 2, "long ones that end together");
         lane.lease();
         assert_eq!(held.now(), 1);
         lane.lease();
         assert_eq!(held.now(), 0);
         lane.end_lease();
         lane.end_lease();
-        assert_eq!(held_at(&lane, &mut held, 10), 2);
+        assert_eq!(held_at(&lane, &mut held, SHORT, 10), 2);
     }
 }

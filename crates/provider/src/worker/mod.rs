@@ -269,9 +269,15 @@ impl Worker {
     /// Carries a request out, replies, and only then settles it.
     async fn work(self, job: Job) {
         shared::crash::point("provider.received");
+        let mut took = Duration::ZERO;
         let executed = match self.slot(&job).await {
             // The slot is free for another while the broker takes the reply.
-            Ok(_slot) => self.execute(&job).await,
+            Ok(slot) => {
+                let begun = Instant::now();
+                let executed = self.execute(&job).await;
+                took = slot.map(|_| begun.elapsed()).unwrap_or_default();
+                executed
+            }
             Err(no_reply) => Err(no_reply),
         };
         let result = match executed {
@@ -299,7 +305,7 @@ impl Worker {
             }
         }
         if let Some(lane) = self.0.lanes.get(&job.request.kind) {
-            lane.ended();
+            lane.ended(took);
         }
         let delivery = job.delivery.or(held.and_then(|held| held.delivery));
         drop(job.request);
