@@ -49,11 +49,11 @@ impl Unsettled {
             if !self.lock().open.is_empty() {
                 tokio::time::sleep(TOGETHER).await;
             }
-            let Some((all, alone)) = self.lock().next() else { return };
-            let alone = alone.iter().map(|acker| settle(acker, Settle::Ack));
-            // Polled in this order, and so sent in it.
-            let all = all.iter().map(|acker| settle(acker, Settle::AckAll));
-            tokio::join!(join_all(all), join_all(alone));
+            let next = self.lock().next();
+            if next.is_empty() {
+                return;
+            }
+            join_all(next.iter().map(|(acker, how)| settle(acker, *how))).await;
         }
     }
 
@@ -76,13 +76,14 @@ impl<A> Tags<A> {
         !std::mem::replace(&mut self.busy, true)
     }
 
-    /// What is to be acknowledged with all before it, and what alone. When nothing is, nobody is busy any more.
-    fn next(&mut self) -> Option<(Option<A>, Vec<A>)> {
+    /// What is to be acknowledged, the first perhaps with all before it. When nothing is, nobody is busy any more.
+    fn next(&mut self) -> Vec<(A, Settle)> {
         let later = self.open.first().map(|oldest| self.done.split_off(oldest)).unwrap_or_default();
-        let all = self.done.pop_last().map(|(_, acker)| acker);
+        let all = self.done.pop_last().map(|(_, acker)| (acker, Settle::AckAll));
         self.done.clear();
-        self.busy = all.is_some() || !later.is_empty();
-        self.busy.then(|| (all, later.into_values().collect()))
+        let next: Vec<_> = all.into_iter().chain(later.into_values().map(|acker| (acker, Settle::Ack))).collect();
+        self.busy = !next.is_empty();
+        next
     }
 }
 
@@ -132,12 +133,12 @@ mod tests {
         for tag in [1, 3, 5, 7] {
             assert!(!tags.done(tag, tag), "the others are not");
         }
-        assert_eq!(tags.next(), Some((Some(3), vec![5, 7])));
+        assert_eq!(tags.next(), [(3, Settle::AckAll), (5, Settle::Ack), (7, Settle::Ack)]);
         tags.done(6, 6);
-        assert_eq!(tags.next(), Some((None, vec![6])), "4 is open");
+        assert_eq!(tags.next(), [(6, Settle::Ack)], "4 is open");
         tags.done(4, 4);
-        assert_eq!(tags.next(), Some((Some(4), vec![])));
-        assert_eq!(tags.next(), None);
+        assert_eq!(tags.next(), [(4, Settle::AckAll)]);
+        assert_eq!(tags.next(), []);
         assert!(tags.done(8, 8), "nobody acknowledges any more");
     }
 }

@@ -59,9 +59,8 @@ impl Lane {
     /// A request has ended, reply and all, which had its slot for so long. Those that are short raise what is taken ahead,
     /// those that are long lower it.
     pub(super) fn ended(&self, took: Duration) {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let ahead = pace.ended(Instant::now(), took, self.ahead_max);
-        drop(pace);
+        let ahead =
+            self.pace.lock().unwrap_or_else(PoisonError::into_inner).ended(Instant::now(), took, self.ahead_max);
         if let Some(ahead) = ahead {
             self.window.send_if_modified(|window| window.follow(ahead));
         }
@@ -81,8 +80,8 @@ impl Pace {
         Self { since, ended: 0, took: Duration::ZERO }
     }
 
-    /// How many end within [`AHEAD`], when it is time to look. If it holds that many, it never waits for the broker. None
-    /// if each takes longer than that: then many that ended together say nothing of when the next will.
+    /// How many end within [`AHEAD`], when it is time to look. If it holds that many, it never waits for the broker. It
+    /// is 0 if each takes longer than that: then many that ended together say nothing of when the next will.
     fn ended(&mut self, now: Instant, took: Duration, max: usize) -> Option<usize> {
         self.ended += 1;
         self.took += took;

@@ -308,6 +308,7 @@ impl Worker {
             lane.ended(took);
         }
         let delivery = job.delivery.or(held.and_then(|held| held.delivery));
+        // It may acknowledge for others for long.
         drop(job.request);
         if let Some(delivery) = delivery {
             delivery.settle(how).await;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-/// Writes that are committed together at most, as with SQLite.
+/// Writes that are committed together at most.
 const BATCH_MAX: usize = 256;
 /// Writes that may wait for the writer.
 const QUEUE_MAX: usize = 4096;
