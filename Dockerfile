@@ -4,6 +4,8 @@
 ARG RUST=1
 
 FROM rust:${RUST}-slim-trixie AS builder
+# How it is compiled: `docker compose build --build-arg PROFILE=quick` takes half the time and makes slower programs.
+ARG PROFILE=release
 WORKDIR /src
 COPY . .
 # The caches outlive the layer, so a change to the sources compiles only this workspace. Cargo compares modification
@@ -11,8 +13,8 @@ COPY . .
 RUN --mount=type=cache,id=arr-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=arr-target,target=/src/target,sharing=locked \
     find crates -name '*.rs' -exec touch {} + \
- && cargo build --release --locked -p requestor -p provider \
- && install -D -t /out target/release/requestor target/release/provider
+ && cargo build --profile "$PROFILE" --locked -p requestor -p provider \
+ && install -D -t /out "target/$PROFILE/requestor" "target/$PROFILE/provider"
 
 FROM debian:trixie-slim
 LABEL org.opencontainers.image.title="arr" \

@@ -21,7 +21,7 @@ up: ## Run the whole stack until Ctrl-C.
 
 test: ## Run all tests.
 	cargo build --locked --workspace --bins
-	cargo test --locked --workspace -- --test-threads $(TEST_THREADS)
+	cargo test --locked --workspace --no-fail-fast -- --test-threads $(TEST_THREADS)
 
 model: ## Explore the model of the protocol and its mutants.
 	cargo test --locked --package model -- --nocapture

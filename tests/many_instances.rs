@@ -11,6 +11,7 @@ use harness::postgres::Postgres;
 use harness::process::Service;
 use harness::store::StoreOfTest;
 use jiff::Timestamp;
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use shared::topology;
 use std::path::Path;
@@ -42,7 +43,11 @@ async fn an_outcome_that_one_instance_takes_wakes_who_waits_at_another() {
     let host = Broker::shared().await.virtual_host().await;
     let (folder, database) = (tempfile::tempdir().unwrap(), Postgres::shared().await.database().await);
     let services = ["a", "b"].map(|name| requestor(name, &host.url, database.url.expose(), folder.path()));
-    let provider = Service::provider(&host.url, folder.path()).with("PROVIDER_KINDS", "risk.analyze");
+    // Of 2 s, after which a waiter looks by itself, most are left when it ends.
+    let commands = folder.path().join("provider.toml");
+    let nap = r#"sleep 0.5; echo '{"result": 1}'"#;
+    std::fs::write(&commands, format!("[commands.nap]\ncommand = [\"sh\", \"-c\", '''{nap}''']\n")).unwrap();
+    let provider = Service::provider(&host.url, folder.path()).with_config(commands).with("PROVIDER_KINDS", "nap");
     let mut running = Vec::new();
     for service in services.iter().chain([&provider]) {
         running.push(service.start().await);
@@ -51,11 +56,14 @@ async fn an_outcome_that_one_instance_takes_wakes_who_waits_at_another() {
     for caller in &callers {
         caller.ready().await;
     }
-    let analysis = json!({"weights": [1.0], "means": [0.0], "covariance": [[0.0001]], "horizonDays": 100,
-        "paths": 1_000_000, "seed": 1});
+    harness::eventually("the kind is announced", async || match callers[0].get("/v1/kinds/nap").await.status() {
+        StatusCode::OK => Ok(()),
+        other => Err(other.to_string()),
+    })
+    .await;
     let mut late = Vec::new();
     for _ in 0..12 {
-        let id = callers[0].submit("risk.analyze", &analysis).await;
+        let id = callers[0].submit("nap", &json!({})).await;
         // Each of both, since which of them takes the reply is chance.
         let waits = join_all(callers.iter().map(async |caller| {
             let path = format!("/v1/operations/{id}?redirect=false");
@@ -65,10 +73,10 @@ async fn an_outcome_that_one_instance_takes_wakes_who_waits_at_another() {
             let ended: Timestamp = operation["lastUpdatedAt"].as_str().unwrap().parse().unwrap();
             Timestamp::now().duration_since(ended).as_millis()
         }));
-        late.extend(waits.await);
+        late.push(waits.await.into_iter().max());
     }
     late.sort_unstable();
-    assert!(late[late.len() * 3 / 4] < 500, "milliseconds from an outcome until it was learnt: {late:?}");
+    assert!(late[late.len() / 2] < Some(1000), "milliseconds from an outcome until both had learnt it: {late:?}");
     drop(running);
     host.delete().await;
 }

@@ -4,7 +4,10 @@
 mod lost_connections;
 mod shared_by_instances;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use harness::postgres::{Database, Postgres};
+use harness::store::StoreOfTest;
 use jiff::Timestamp;
 use requestor::operation::{Callback, Change, Event, Operation, State};
 use requestor::store::{Created, Filter, IdempotencyKey, Lost, NewOperation, Room, Scope, Sent, Store, StoreError};
@@ -280,5 +283,31 @@ async fn events_of_one_operation_that_come_together_are_applied_in_turn() {
         let told: Vec<_> = events(&store, 0).await.events.into_iter().map(|it| (it.sequence, it.event_type)).collect();
         let types = ["created", "progress", "progress", "failed", "late-outcome"];
         assert_eq!(told, (1..).zip(types.map(str::to_owned)).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn more_than_it_can_write_is_refused_at_once_and_what_is_under_way_still_ends() {
+    const OFFERED: usize = 6000;
+    let (folder, database) = (tempfile::tempdir().unwrap(), Postgres::shared().await.database().await);
+    for of_test in [StoreOfTest::in_file(folder.path(), "store"), StoreOfTest::Database(database)] {
+        let store = open(of_test.url().expose()).await;
+        let under_way = created(&store).await;
+        let locked = of_test.lock().await;
+        let create = || store.create(NewOperation { room: Room { open_max: 10_000, ..ROOM }, ..new(&operation()) });
+        let mut offered: FuturesUnordered<_> = (0..OFFERED).map(|_| create()).collect();
+        // Three quarters of the store's queue, and one batch that the writer has taken.
+        for _ in 0..OFFERED - 3072 - 512 {
+            assert_eq!(offered.next().await, Some(Err(StoreError::Busy)), "nothing can be written");
+        }
+        let ending = store.apply(under_way.id, succeeded("1"), Timestamp::now());
+        let (ended, ()) = tokio::join!(ending, locked.release());
+        assert!(matches!(ended.unwrap().unwrap().change, Change::Ended(_)));
+        let rest: Vec<_> = offered.collect().await;
+        let accepted = rest.iter().filter(|created| **created == Ok(Created::New)).count();
+        assert!(accepted >= 2000, "{accepted}");
+        assert!(rest.iter().all(|created| matches!(created, Ok(Created::New) | Err(StoreError::Busy))));
+        let [stored] = of_test.numbers("select count(*) from operations").await;
+        assert_eq!(stored as usize, accepted + 1);
     }
 }

@@ -42,6 +42,8 @@ struct Bench {
 const ASKED: usize = 3000;
 /// Requests a second while old operations are forgotten.
 const EVEN_RATE: u32 = 100;
+/// Connections of those who ask at a rate: more than there may be creates in the store's queue, so that it gets full.
+const ASKERS: &str = "6000";
 /// What a sleeping job takes, and how many one provider works on.
 const SLEEP: Duration = Duration::from_secs(1);
 const SLOTS: usize = 8;
@@ -51,7 +53,7 @@ const SLOTS: usize = 8;
 /// # Errors
 /// What keeps it from measuring.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
-    let bar = ProgressBar::new(6);
+    let bar = ProgressBar::new(7);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {elapsed}")?);
     bar.enable_steady_tick(Duration::from_secs(1));
     let part = if settings.small { 100 } else { 1 };
@@ -60,7 +62,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
     // Measurements that are left out now stay as they were.
     let mut results: Value =
         std::fs::read(file).ok().and_then(|old| serde_json::from_slice(&old).ok()).unwrap_or(json!({}));
-    for name in ["store", "memory", "providers", "requestors", "payload", "purge"] {
+    for name in ["store", "memory", "providers", "requestors", "payload", "purge", "saturation"] {
         bench.bar.set_message(name);
         if name.contains(&settings.only) {
             results[name] = match name {
@@ -69,6 +71,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
                 "providers" => bench.providers().await,
                 "requestors" => bench.requestors().await,
                 "payload" => bench.payload().await,
+                "saturation" => bench.saturation().await,
                 _ => Box::pin(bench.purge()).await,
             }
             .context(name)?;
@@ -273,7 +276,7 @@ impl Bench {
             urls.push(url(&requestor));
             ready(&urls[requestors - 1]).await;
             let each = 128 / requestors;
-            let measured = try_join_all(urls.iter().map(|url| self.load(url, each, 256))).await?;
+            let measured = try_join_all(urls.iter().map(|url| self.rate(url, each, 256))).await?;
             let rate: f64 = measured.iter().filter_map(|measured| measured["perSecond"].as_f64()).sum();
             rows.push(json!({ "requestors": requestors, "perSecond": rate }));
         }
@@ -292,7 +295,7 @@ impl Bench {
         let (url, mut rows) = (url(&requestor), Vec::new());
         ready(&url).await;
         for bytes in [256, 4096, 65_536, 262_144] {
-            let measured = self.load(&url, 64, bytes).await?;
+            let measured = self.rate(&url, 64, bytes).await?;
             rows.push(json!({
                 "bytes": bytes, "perSecond": measured["perSecond"], "latency": measured["latencyMicroseconds"],
             }));
@@ -302,17 +305,55 @@ impl Bench {
         Ok(json!(rows))
     }
 
+    /// As fast as it goes, with so many in flight.
+    async fn rate(&self, url: &str, in_flight: usize, bytes: usize) -> anyhow::Result<Value> {
+        self.load(url, &["--in-flight", &in_flight.to_string(), "--payload", &bytes.to_string()]).await
+    }
+
     /// What `requestor bench http` measures.
-    async fn load(&self, url: &str, in_flight: usize, bytes: usize) -> anyhow::Result<Value> {
+    async fn load(&self, url: &str, arguments: &[&str]) -> anyhow::Result<Value> {
         let seconds = if self.part == 1 { "5" } else { "1" };
         let mut program = command("requestor", &[("REQUESTOR_LOG__FILTER".to_owned(), "error".to_owned())]);
-        program.args(["bench", "http", "--json", "--url", url, "--seconds", seconds]);
-        program.args(["--in-flight", &in_flight.to_string(), "--payload", &bytes.to_string()]);
+        program.args(["bench", "http", "--json", "--url", url, "--seconds", seconds]).args(arguments);
         let output = tokio::process::Command::from(program).stderr(Stdio::inherit()).output().await?;
         ensure!(output.status.success(), "requestor bench ended with {}", output.status);
         let measured: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(measured["failed"] == 0, "{measured}");
         Ok(measured)
+    }
+
+    /// The sum of a counter over all its labels.
+    async fn counted(&self, url: &str, counter: &str) -> anyhow::Result<f64> {
+        let metrics = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
+        let values =
+            metrics.lines().filter(|line| line.starts_with(counter)).filter_map(|line| line.rsplit(' ').next());
+        values.map(|value| value.parse::<f64>().context("a counter")).sum()
+    }
+
+    /// What becomes of requests that are due at an even rate, by how many times as many are due as can be carried out.
+    async fn saturation(&self) -> anyhow::Result<Value> {
+        let (mut can, mut rows) = (0.0, Vec::new());
+        for times in [0.0, 0.5, 1.0, 2.0, 4.0] {
+            // Each with a store and with memory of its own.
+            let folder = tempfile::tempdir()?;
+            let (requestor, provider) = (self.requestor(folder.path()), self.provider(folder.path()));
+            let (mut process, mut worker) = (requestor.start().await, provider.start().await);
+            let url = url(&requestor);
+            ready(&url).await;
+            if times == 0.0 {
+                can = number(&self.rate(&url, 1024, 256).await?["perSecond"])?;
+            } else {
+                let (rate, pid) = ((can * times).round(), format!("requestor={}", process.id()));
+                let open = ["--learn", "nothing", "--in-flight", ASKERS, "--rate", &rate.to_string(), "--pid", &pid];
+                let measured = self.load(&url, &open).await?;
+                let ended = self.counted(&url, "arr_operations_ended_total").await?;
+                rows.push(json!({ "times": times, "due": rate, "measured": measured, "ended": ended }));
+            }
+            end(&mut worker).await?;
+            end(&mut process).await?;
+            self.forget_queue("echo").await?;
+        }
+        Ok(json!(rows))
     }
 
     /// Latency of submits at an even rate, with nothing to forget, and while operations past their retention are forgotten.
@@ -361,6 +402,10 @@ impl Bench {
 
 fn payload(bytes: usize) -> Value {
     json!({ "payload": "x".repeat(bytes.saturating_sub(14)) })
+}
+
+fn number(value: &Value) -> anyhow::Result<f64> {
+    value.as_f64().context("a number")
 }
 
 fn url(requestor: &Service) -> String {

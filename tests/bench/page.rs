@@ -118,16 +118,21 @@ fn apart(number: f64) -> String {
     groups.join(",")
 }
 
+fn milliseconds(row: &Value, path: &str) -> String {
+    format!("{:.2} ms", number(row, path) / 1000.0)
+}
+
+fn table(measured: &[Value], head: &str, row: impl Fn(&Value) -> Vec<String>) -> String {
+    let mut text = format!("{head}\n{}|\n", "|---".repeat(head.matches('|').count() - 1));
+    for measured in measured {
+        let _ = writeln!(text, "| {} |", row(measured).join(" | "));
+    }
+    text
+}
+
 /// What grows, a table each.
 pub(crate) fn growth_tables(measured: &Value) -> Vec<String> {
-    let milliseconds = |row: &Value, path| format!("{:.2} ms", number(row, path) / 1000.0);
-    let table = |head: &str, name: &str, row: &dyn Fn(&Value) -> Vec<String>| {
-        let mut text = format!("{head}\n{}|\n", "|---".repeat(head.matches('|').count() - 1));
-        for measured in rows(measured, name) {
-            let _ = writeln!(text, "| {} |", row(measured).join(" | "));
-        }
-        text
-    };
+    let table = |head: &str, name: &str, row: &dyn Fn(&Value) -> Vec<String>| table(rows(measured, name), head, row);
     vec![
         table("| operations in the store | submit p50 | p99 | status p50 | p99 |", "store", &|row| {
             let at = |path| milliseconds(row, path);
@@ -174,7 +179,27 @@ pub(crate) fn growth_tables(measured: &Value) -> Vec<String> {
                 vec![what, apart(number(row, "/forgotten")), at("/submit/p50"), at("/submit/p99"), at("/submit/max")]
             },
         ),
+        saturation_table(rows(measured, "saturation")),
     ]
+}
+
+fn saturation_table(measured: &[Value]) -> String {
+    let head =
+        "| times what can be done | due a second | accepted | p50 | p99 | refused | p99 | ended in all | memory |";
+    table(measured, head, |row| {
+        let (count, at) = (|path| apart(number(row, path)), |path| milliseconds(row, path));
+        vec![
+            number(row, "/times").to_string(),
+            count("/due"),
+            count("/measured/perSecond"),
+            at("/measured/latencyMicroseconds/p50"),
+            at("/measured/latencyMicroseconds/p99"),
+            count("/measured/refusedPerSecond"),
+            at("/measured/refusalMicroseconds/p99"),
+            count("/ended"),
+            format!("{:.0} MiB", number(row, "/measured/peakBytes/requestor") / 1_048_576.0),
+        ]
+    })
 }
 
 fn growth_plots(measured: &Value) -> Vec<(&'static str, String)> {
@@ -186,11 +211,17 @@ fn growth_plots(measured: &Value) -> Vec<(&'static str, String)> {
     let memory = places("memory", "/open", [("/peakBytes", 1_048_576.0), ("/peakBytes", 1_048_576.0)]);
     let providers = places("providers", "/providers", [("/perSecond", 1.0), ("/providers", 0.125)]);
     let payload = places("payload", "/bytes", [("/perSecond", 1.0), ("/perSecond", 1.0)]);
+    let saturation = places(
+        "saturation",
+        "/due",
+        [("/measured/latencyMicroseconds/p50", 1000.0), ("/measured/latencyMicroseconds/p99", 1000.0)],
+    );
     vec![
         ("growth-store.svg", lines("ms at the median, by operations in the store", ["submit", "status"], &store)),
         ("growth-memory.svg", lines("MiB of the requestor, by open operations", ["requestor", ""], &memory)),
         ("growth-providers.svg", lines("jobs of 1 s a second, by providers", ["reached", "ideal"], &providers)),
         ("growth-payload.svg", lines("operations a second, by bytes", ["http, wait", ""], &payload)),
+        ("growth-saturation.svg", lines("ms to a 202, by requests due a second", ["p50", "p99"], &saturation)),
     ]
 }
 

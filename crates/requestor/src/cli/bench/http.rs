@@ -1,5 +1,6 @@
 //! Asks over HTTP, by a kept connection for each request that is under way.
 
+use super::load::Answer;
 use super::told::Told;
 use super::{Arguments, Learn, PATIENCE, Worker};
 use crate::cli::Remote;
@@ -8,7 +9,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
@@ -28,7 +29,15 @@ pub(super) struct Asker {
     path: String,
     body: Bytes,
     connection: Option<SendRequest<Full<Bytes>>>,
-    told: Option<Arc<Told>>,
+    learns: Learns,
+}
+
+/// How it learns outcomes.
+#[derive(Clone, Debug)]
+enum Learns {
+    ByWaiting,
+    Told(Arc<Told>),
+    Not,
 }
 
 pub(super) async fn workers(
@@ -38,9 +47,10 @@ pub(super) async fn workers(
     body: Bytes,
 ) -> anyhow::Result<Vec<Asker>> {
     let target = Target::of(config, remote)?;
-    let told = match arguments.learn {
-        Learn::Wait => None,
-        Learn::Sse => Some(Told::follow(&target).await?),
+    let learns = match arguments.learn {
+        Learn::Wait => Learns::ByWaiting,
+        Learn::Sse => Learns::Told(Told::follow(&target).await?),
+        Learn::Nothing => Learns::Not,
     };
     let path = format!("/v1/requests/{}", arguments.kind);
     let asker = || Asker {
@@ -48,7 +58,7 @@ pub(super) async fn workers(
         path: path.clone(),
         body: body.clone(),
         connection: None,
-        told: told.clone(),
+        learns: learns.clone(),
     };
     Ok((0..arguments.in_flight).map(|_| asker()).collect())
 }
@@ -82,13 +92,13 @@ impl Target {
 }
 
 impl Worker for Asker {
-    async fn once(&mut self) -> anyhow::Result<()> {
+    async fn once(&mut self) -> anyhow::Result<Answer> {
         let mut connection = match self.connection.take() {
             Some(connection) if !connection.is_closed() => connection,
             _ => self.target.connect().await?,
         };
         let mut request = self.target.request("POST", &self.path).header(CONTENT_TYPE, "application/json");
-        if self.told.is_none() {
+        if let Learns::ByWaiting = self.learns {
             request = request.header("prefer", format!("wait={}", PATIENCE.as_secs()));
         }
         connection.ready().await?;
@@ -96,12 +106,20 @@ impl Worker for Asker {
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         self.connection = Some(connection);
-        match &self.told {
-            None if head.status == StatusCode::OK => Ok(()),
-            Some(told) if head.status == StatusCode::ACCEPTED => {
+        match (head.status, &self.learns) {
+            (StatusCode::OK, Learns::ByWaiting) | (StatusCode::ACCEPTED, Learns::Not) => Ok(Answer::Done),
+            (StatusCode::ACCEPTED, Learns::Told(told)) => {
                 let location = head.headers.get(LOCATION).context("no Location")?.to_str()?;
                 let id = location.rsplit('/').next().context("no id in Location")?;
-                tokio::time::timeout(PATIENCE, told.outcome(id.parse()?)).await.context("no event of the outcome")?
+                tokio::time::timeout(PATIENCE, told.outcome(id.parse()?))
+                    .await
+                    .context("no event of the outcome")??;
+                Ok(Answer::Done)
+            }
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _)
+                if head.headers.contains_key(RETRY_AFTER) =>
+            {
+                Ok(Answer::Refused)
             }
             _ => anyhow::bail!("{}: {}", head.status, String::from_utf8_lossy(&body[..body.len().min(300)])),
         }

@@ -14,8 +14,16 @@ const REASONS_MAX: usize = 3;
 
 /// One of those who ask.
 pub(super) trait Worker: Send + 'static {
-    /// Asks once, and returns when the outcome is known.
-    fn once(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
+    /// Asks once, and returns when what is to be learnt is known.
+    fn once(&mut self) -> impl Future<Output = anyhow::Result<Answer>> + Send;
+}
+
+/// How a request was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    Done,
+    /// Nothing was accepted, and it was said when to ask again.
+    Refused,
 }
 
 /// How to ask.
@@ -34,6 +42,8 @@ pub(super) struct Measured {
     /// In nanoseconds. Those of an open load count from when the request was due, so that one that was held up by those
     /// before it is not taken for a quick one (coordinated omission).
     pub(super) latencies: Histogram<u64>,
+    /// The same of those that were refused.
+    pub(super) refusals: Histogram<u64>,
     pub(super) failed: u64,
     pub(super) reasons: Vec<String>,
     pub(super) elapsed: Duration,
@@ -70,8 +80,14 @@ impl Load {
         }
         let cost = meter.since(&before);
         bar.finish_and_clear();
-        let mut measured =
-            Measured { latencies: histogram()?, failed: 0, reasons: Vec::new(), elapsed: self.measured, cost };
+        let mut measured = Measured {
+            latencies: histogram()?,
+            refusals: histogram()?,
+            failed: 0,
+            reasons: Vec::new(),
+            elapsed: self.measured,
+            cost,
+        };
         while let Some(one) = tasks.join_next().await {
             measured.add(one??)?;
         }
@@ -106,12 +122,13 @@ impl Times {
 /// What one worker has seen.
 struct Asked {
     latencies: Histogram<u64>,
+    refusals: Histogram<u64>,
     failed: u64,
     reasons: Vec<String>,
 }
 
 async fn ask<W: Worker>(mut worker: W, times: Times, due: Arc<AtomicU64>) -> anyhow::Result<Asked> {
-    let mut asked = Asked { latencies: histogram()?, failed: 0, reasons: Vec::new() };
+    let mut asked = Asked { latencies: histogram()?, refusals: histogram()?, failed: 0, reasons: Vec::new() };
     while let Some(due) = times.next(&due) {
         // Not for one that is due now: a timer has steps of a millisecond.
         if times.rate.is_some() {
@@ -121,11 +138,14 @@ async fn ask<W: Worker>(mut worker: W, times: Times, due: Arc<AtomicU64>) -> any
         let ended = Instant::now();
         match result {
             // Those that ended within the time, so that their number and the cost are of the same time.
-            Ok(()) if ended >= times.from && ended < times.until => {
+            Ok(answer) if ended >= times.from && ended < times.until => {
                 let nanoseconds = (ended - due).as_nanos().try_into().unwrap_or(u64::MAX);
-                asked.latencies.saturating_record(nanoseconds);
+                match answer {
+                    Answer::Done => asked.latencies.saturating_record(nanoseconds),
+                    Answer::Refused => asked.refusals.saturating_record(nanoseconds),
+                }
             }
-            Ok(()) => {}
+            Ok(_) => {}
             Err(error) => {
                 asked.failed += 1;
                 if asked.reasons.len() < REASONS_MAX {
@@ -145,13 +165,15 @@ fn histogram() -> anyhow::Result<Histogram<u64>> {
 impl Measured {
     fn add(&mut self, asked: Asked) -> anyhow::Result<()> {
         self.latencies.add(&asked.latencies)?;
+        self.refusals.add(&asked.refusals)?;
         self.failed += asked.failed;
         let room = REASONS_MAX - self.reasons.len();
         self.reasons.extend(asked.reasons.into_iter().take(room));
         Ok(())
     }
 
-    pub(super) fn per_second(&self) -> f64 {
-        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
+    /// How many of these there were a second.
+    pub(super) fn per_second(&self, of: &Histogram<u64>) -> f64 {
+        of.len() as f64 / self.elapsed.as_secs_f64()
     }
 }

@@ -15,7 +15,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use cost::Meter;
-use load::{Load, Worker};
+use load::{Answer, Load, Worker};
 use shared::config::SecretUrl;
 use shared::message::{Content, Outcome};
 use std::time::Duration;
@@ -70,6 +70,8 @@ enum Learn {
     Wait,
     /// 202, then a stream of server-sent events.
     Sse,
+    /// Not at all: 202 is what is measured.
+    Nothing,
 }
 
 /// Measures, and prints what came of it.
@@ -79,6 +81,8 @@ enum Learn {
 pub(super) async fn run(arguments: Arguments, config: Config, remote: &Remote) -> anyhow::Result<()> {
     anyhow::ensure!(arguments.in_flight > 0, "--in-flight must be more than 0");
     anyhow::ensure!(arguments.rate.is_none_or(|rate| rate > 0.0), "--rate must be more than 0");
+    let room = shared::descriptors::make_room(arguments.in_flight)?;
+    anyhow::ensure!(room >= arguments.in_flight, "--in-flight: only {room} connections can be open here (ulimit -n)");
     let load = Load {
         warm_up: seconds(arguments.warm_up).context("--warm-up")?,
         measured: seconds(arguments.seconds).context("--seconds")?,
@@ -143,12 +147,12 @@ struct Submitter {
 }
 
 impl Worker for Submitter {
-    async fn once(&mut self) -> anyhow::Result<()> {
+    async fn once(&mut self) -> anyhow::Result<Answer> {
         let content = Content::json(self.body.clone());
         let options = SubmitOptions::default();
         let (_, outcome) = self.requestor.submit_and_wait(&self.kind, content, options, PATIENCE).await?;
         match outcome {
-            Some(Outcome::Succeeded(_)) => Ok(()),
+            Some(Outcome::Succeeded(_)) => Ok(Answer::Done),
             other => anyhow::bail!("no success: {other:?}"),
         }
     }
@@ -162,8 +166,8 @@ struct Caller {
 }
 
 impl Worker for Caller {
-    async fn once(&mut self) -> anyhow::Result<()> {
+    async fn once(&mut self) -> anyhow::Result<Answer> {
         self.client.call(&self.kind, Content::json(self.body.clone()), PATIENCE).await?;
-        Ok(())
+        Ok(Answer::Done)
     }
 }

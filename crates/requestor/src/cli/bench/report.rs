@@ -3,6 +3,7 @@
 use super::load::Measured;
 use super::{Arguments, Mode};
 use clap::ValueEnum;
+use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -17,9 +18,9 @@ pub(super) fn show(arguments: &Arguments, measured: &Measured, as_json: bool) ->
 }
 
 fn document(arguments: &Arguments, measured: &Measured) -> Value {
-    let microseconds = |quantile| measured.latencies.value_at_quantile(quantile) as f64 / 1000.0;
-    let latency: serde_json::Map<_, _> =
-        QUANTILES.iter().map(|(name, quantile)| ((*name).to_owned(), microseconds(*quantile).into())).collect();
+    let microseconds = |of: &Histogram<u64>| -> Value {
+        QUANTILES.iter().map(|(name, at)| ((*name).to_owned(), of.value_at_quantile(*at) as f64 / 1000.0)).collect()
+    };
     let done = measured.latencies.len();
     let cost = measured.cost.cpu.iter().map(|(name, used)| {
         let each = if done == 0 { 0.0 } else { used.as_secs_f64() * 10_000.0 / done as f64 };
@@ -36,8 +37,11 @@ fn document(arguments: &Arguments, measured: &Measured) -> Value {
         "done": done,
         "failed": measured.failed,
         "reasons": measured.reasons,
-        "perSecond": measured.per_second().round(),
-        "latencyMicroseconds": latency,
+        "perSecond": measured.per_second(&measured.latencies).round(),
+        "latencyMicroseconds": microseconds(&measured.latencies),
+        "refused": measured.refusals.len(),
+        "refusedPerSecond": measured.per_second(&measured.refusals).round(),
+        "refusalMicroseconds": microseconds(&measured.refusals),
         "cpuSecondsPer10000": cost.collect::<serde_json::Map<_, _>>(),
         "peakBytes": measured.cost.peak_bytes,
     })
@@ -45,14 +49,21 @@ fn document(arguments: &Arguments, measured: &Measured) -> Value {
 
 fn table(document: &Value, measured: &Measured) -> String {
     let mut text = format!("{} in {:.1} s: ", document["done"], measured.elapsed.as_secs_f64());
-    let _ = writeln!(text, "{} a second, {} failed", document["perSecond"], document["failed"]);
+    let _ = write!(text, "{} a second, {} failed", document["perSecond"], document["failed"]);
+    let _ = match measured.refusals.is_empty() {
+        true => writeln!(text),
+        false => writeln!(text, ", {} refused, {} a second", document["refused"], document["refusedPerSecond"]),
+    };
     for reason in &measured.reasons {
         let _ = writeln!(text, "  failed: {reason}");
     }
-    let _ = write!(text, "\n{:<10}", "latency");
-    for (name, _) in QUANTILES {
-        let milliseconds = document["latencyMicroseconds"][name].as_f64().unwrap_or_default() / 1000.0;
-        let _ = write!(text, "{name:>7} {milliseconds:.2} ms");
+    let latencies = [("latency", "latencyMicroseconds"), ("of refusals", "refusalMicroseconds")];
+    for (what, key) in latencies.into_iter().take(if measured.refusals.is_empty() { 1 } else { 2 }) {
+        let _ = write!(text, "\n{what:<12}");
+        for (name, _) in QUANTILES {
+            let milliseconds = document[key][name].as_f64().unwrap_or_default() / 1000.0;
+            let _ = write!(text, "{name:>7} {milliseconds:.2} ms");
+        }
     }
     let _ = write!(text, "\n\n{:<14}{:>22}{:>16}", "process", "CPU s for 10,000", "peak MiB");
     for (name, each) in document["cpuSecondsPer10000"].as_object().into_iter().flatten() {
