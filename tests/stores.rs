@@ -296,8 +296,8 @@ async fn more_than_it_can_write_is_refused_at_once_and_what_is_under_way_still_e
         let locked = of_test.lock().await;
         let create = || store.create(NewOperation { room: Room { open_max: 10_000, ..ROOM }, ..new(&operation()) });
         let mut offered: FuturesUnordered<_> = (0..OFFERED).map(|_| create()).collect();
-        // Three quarters of the store's queue, and one batch that the writer has taken.
-        for _ in 0..OFFERED - 3072 - 512 {
+        // All but the store's queue for new work, and one batch that the writer has taken.
+        for _ in 0..OFFERED - 2048 - 512 {
             assert_eq!(offered.next().await, Some(Err(StoreError::Busy)), "nothing can be written");
         }
         let ending = store.apply(under_way.id, succeeded("1"), Timestamp::now());

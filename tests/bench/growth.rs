@@ -341,7 +341,7 @@ impl Bench {
             let url = url(&requestor);
             ready(&url).await;
             if times == 0.0 {
-                can = number(&self.rate(&url, 1024, 256).await?["perSecond"])?;
+                can = number(&self.rate(&url, 256, 256).await?["perSecond"])?;
             } else {
                 let (rate, pid) = ((can * times).round(), format!("requestor={}", process.id()));
                 let open = ["--learn", "nothing", "--in-flight", ASKERS, "--rate", &rate.to_string(), "--pid", &pid];

@@ -16,6 +16,8 @@ use shared::message::OperationId;
 use shared::{crash, database};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -73,11 +75,34 @@ impl Engine {
         Ok((engine, Background { queues, deliverer }))
     }
 
-    /// Drives operations until `ended`, when nothing more is accepted; webhooks are begun until `shutdown` only.
+    /// Drives operations until `ended`, when nothing more is accepted, and closes the store; webhooks are begun until
+    /// `shutdown` only.
+    ///
+    /// It has a thread of its own: among the tasks of thousands of callers it would wait for its turn behind all of them, and
+    /// nothing that was accepted would come to its end while more is asked than can be done.
     ///
     /// # Errors
     /// That the store can no longer be trusted.
     pub(crate) async fn run(
+        &self,
+        config: &Config,
+        background: Background,
+        shutdown: &CancellationToken,
+        ended: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (engine, config, shutdown, ended) = (self.clone(), config.clone(), shutdown.clone(), ended.child_token());
+        // Who no longer waits for it lets it end.
+        let _ended = ended.clone().drop_guard();
+        let (done, result) = oneshot::channel();
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().context("a runtime for the engine")?;
+        std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let _ = done.send(runtime.block_on(engine.drive(&config, background, &shutdown, &ended)));
+        })?;
+        result.await.context("the engine has panicked")?
+    }
+
+    async fn drive(
         &self,
         config: &Config,
         background: Background,
@@ -97,17 +122,24 @@ impl Engine {
             let backlog = backlog::run(&self.store, &self.kinds, ended);
             tokio::join!(self.gateway.run(config, queues, ended), sweeper, webhooks, watch, pace, backlog)
         };
-        tokio::select! {
-            _ = work => Ok(()),
-            () = self.store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
-        }
+        // On the heap: it holds all that a session does.
+        let result = tokio::select! {
+            _ = Box::pin(work) => Ok(()),
+            () = self.store.failed() => Err(anyhow::anyhow!("the store can no longer be trusted; see the log")),
+        };
+        self.store.close().await;
+        result
     }
 
-    /// Stores a request, and sends it if it is new.
+    /// Stores a request, and sends it if it is new. While more are stored than can be sent, further ones are refused, but not
+    /// while the broker is away: then they wait in the store for it.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing was accepted.
     pub(crate) async fn accept(&self, new: NewOperation) -> Result<Created, StoreError> {
+        if !self.gateway.keeps_up() {
+            return Err(StoreError::Busy);
+        }
         let (operation, content) = (new.operation.clone(), new.request.clone());
         crash::point("requestor.create");
         let created = self.store.create(new).await?;

@@ -3,12 +3,13 @@
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::operation::Event;
-use crate::store::{Store, StoreError};
+use crate::store::{RequestId, Store, StoreError};
 use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use shared::amqp::Status;
 use shared::crash;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// How often the store is asked what is due.
@@ -38,7 +39,7 @@ async fn sweep(store: &Store, gateway: &Gateway, config: &Config) -> Result<(), 
     let now = Timestamp::now();
     give_up(store, gateway, now).await?;
     if gateway.broker() == Status::Connected {
-        send(store, gateway, now).await?;
+        send_all(store, gateway, now).await?;
         let pauses = (config.cancel.resend, config.cancel.resend_max);
         for operation in store.to_cancel(now, BATCH, pauses).await? {
             gateway.cancel(&operation);
@@ -58,17 +59,31 @@ async fn give_up(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(),
     Ok(())
 }
 
-/// Sends what was never sent, or what nothing has been heard of for too long.
-async fn send(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(), StoreError> {
-    let due = store.to_send(now, BATCH).await?;
-    for (operation, content) in due {
+/// Sends page after page, as fast as the broker takes them, so that what was accepted while it was away goes at once; but not
+/// for so long that all else waits.
+async fn send_all(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<(), StoreError> {
+    let until = Instant::now() + EVERY;
+    loop {
+        let sent = send(store, gateway, now).await?;
+        if sent.len() < BATCH || timeout_at(until, gateway.noted(&sent)).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends what was never sent, or what nothing has been heard of for too long: a page, of which those are returned that are
+/// on their way.
+async fn send(store: &Store, gateway: &Gateway, now: Timestamp) -> Result<Vec<RequestId>, StoreError> {
+    let mut sent = Vec::new();
+    for (operation, content) in store.to_send(now, BATCH).await? {
         if operation.sends > 0 {
             metrics::counter!("arr_redrives_total", "kind" => operation.kind.clone()).increment(1);
         }
         if !gateway.dispatch(&operation, content, now) {
             break;
         }
+        sent.push(RequestId::of(&operation));
         crash::point("requestor.swept");
     }
-    Ok(())
+    Ok(sent)
 }

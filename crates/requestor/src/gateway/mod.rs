@@ -63,6 +63,8 @@ struct Inner {
     confirms: mpsc::UnboundedSender<Pending>,
     /// Requests that wait to be published or confirmed: sending them once more now would only add to the queue.
     sending: Mutex<HashSet<RequestId>>,
+    /// Changes when some of them need no longer be there, since it is noted that they were sent.
+    noted: watch::Sender<()>,
     /// How often in a row the broker could not take a request at all.
     invalid: Mutex<HashMap<RequestId, u32>>,
 }
@@ -104,6 +106,7 @@ impl Gateway {
             status: Status::channel(),
             confirms,
             sending: Mutex::default(),
+            noted: watch::Sender::new(()),
             invalid: Mutex::default(),
         }));
         (gateway, Queues { publish, confirms: confirmed, told })

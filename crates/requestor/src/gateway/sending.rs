@@ -17,8 +17,9 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How often it is noted which requests were sent.
+/// How often it is noted which requests were sent, and of how many at once at the latest.
 const NOTE_SENT_EVERY: Duration = Duration::from_millis(200);
+const NOTE_SENT_MAX: usize = 256;
 /// The first pause after the broker had no queue for a request.
 const UNROUTABLE_MIN: Duration = Duration::from_secs(1);
 /// How often in a row the broker must be unable to take a request before the operation fails. A broker that has just
@@ -35,6 +36,20 @@ impl std::fmt::Debug for Pending {
 }
 
 impl Gateway {
+    /// Whether the broker is away or takes what there is to send.
+    pub(crate) fn keeps_up(&self) -> bool {
+        self.0.publisher.has_room() || self.broker() != Status::Connected
+    }
+
+    /// Returns when it is noted of all these requests that they were sent, or when they need not be sent any more.
+    pub(crate) async fn noted(&self, requests: &[RequestId]) {
+        let mut noted = self.0.noted.subscribe();
+        while requests.iter().any(|request| self.sending().contains(request)) {
+            // The gateway has the sender, so there is no error.
+            let _ = noted.changed().await;
+        }
+    }
+
     /// Sends the request of `operation`, if that can be done now. If not, the sweeper does it later.
     ///
     /// Returns whether there may be room for another.
@@ -122,6 +137,9 @@ impl Gateway {
                     let next_send_at = after(Timestamp::now(), self.pause(one.sends, &result));
                     sent.push(Sent { next_send_at, ..one });
                     self.count(one.request, &result).await;
+                    if sent.len() >= NOTE_SENT_MAX {
+                        self.note(std::mem::take(&mut sent)).await;
+                    }
                 }
                 _ = tick.tick(), if !sent.is_empty() => self.note(std::mem::take(&mut sent)).await,
             }
@@ -133,17 +151,17 @@ impl Gateway {
             let sending = self.sending();
             sent.retain(|sent| sending.contains(&sent.request));
         }
-        if sent.is_empty() {
-            return;
+        if !sent.is_empty() {
+            let requests: Vec<_> = sent.iter().map(|sent| sent.request).collect();
+            if let Err(error) = self.0.store.sent(sent).await {
+                tracing::warn!(%error, "cannot note which requests were sent; they are sent again");
+            }
+            let mut sending = self.sending();
+            for request in requests {
+                sending.remove(&request);
+            }
         }
-        let requests: Vec<_> = sent.iter().map(|sent| sent.request).collect();
-        if let Err(error) = self.0.store.sent(sent).await {
-            tracing::warn!(%error, "cannot note which requests were sent; they are sent again");
-        }
-        let mut sending = self.sending();
-        for request in requests {
-            sending.remove(&request);
-        }
+        self.0.noted.send_replace(());
     }
 
     /// Ends an operation whose request the broker has been unable to take several times in a row.

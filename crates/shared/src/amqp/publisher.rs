@@ -131,6 +131,12 @@ impl Publisher {
         Ok(async move { confirmed.await.unwrap_or(Err(PublishError::Unknown)) })
     }
 
+    /// Whether less than three quarters of `broker.publish_queue_max` wait: what begins work leaves room for what ends it.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.jobs.capacity() > self.jobs.max_capacity() / 4
+    }
+
     /// Publishes `message` if there is room, and forgets it: for progress, which may be lost.
     pub fn hint(&self, message: Message) {
         if self.check(&message).is_ok() {

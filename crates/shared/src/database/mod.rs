@@ -1,7 +1,9 @@
 mod postgres;
+mod queue;
 mod sqlite;
 
 pub use postgres::Postgres;
+pub use queue::{Waiting, Writes, queue};
 pub use sqlite::Sqlite;
 
 /// Why the database did not do it.

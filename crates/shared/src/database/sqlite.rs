@@ -1,4 +1,5 @@
 use super::DatabaseError;
+use super::queue::{Waiting, Writes, queue};
 use anyhow::Context;
 use rusqlite::{Connection, ErrorCode};
 use rusqlite_migration::Migrations;
@@ -6,7 +7,8 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::runtime::Runtime;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub(super) const SCHEME: &str = "sqlite://";
@@ -16,11 +18,7 @@ const BATCH_MAX: usize = 512;
 const MANY: usize = 128;
 /// How long these are waited for: a page that many writes change is then written once, and there are half as many syncs.
 const GATHER: Duration = Duration::from_millis(5);
-/// Writes that may wait for the writer.
-const QUEUE_MAX: usize = 4096;
-/// Room in that queue that new work leaves: what is under way is ended before more is begun.
-const SPARE: usize = QUEUE_MAX / 4;
-/// How long a lock held by another program, or a full queue, is waited for before the caller is told to come back.
+/// How long a lock held by another program is waited for before the caller is told to come back.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading.
 const READERS: usize = 4;
@@ -73,7 +71,7 @@ pub struct Sqlite(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    jobs: mpsc::Sender<Box<dyn Write>>,
+    writes: Writes<Box<dyn Write>>,
     readers: Mutex<Vec<Connection>>,
     reader_slots: Arc<Semaphore>,
     failed: CancellationToken,
@@ -105,15 +103,17 @@ impl Sqlite {
         let lock = lock(&path)?;
         let mut writer = connect(&path)?;
         migrations.to_latest(&mut writer).with_context(|| format!("cannot bring {} up to date", path.display()))?;
-        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        let (writes, waiting) = queue();
+        // Of its own, since whoever opens may have none; it only waits.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().context("a runtime for the writer")?;
         let failed = CancellationToken::new();
         let stopped = failed.clone().drop_guard();
         std::thread::Builder::new().name("sqlite-writer".into()).spawn(move || {
             let _stopped = stopped;
-            write_batches(&writer, queue, committed);
+            write_batches(&writer, (&runtime, waiting), committed);
         })?;
         let (readers, reader_slots) = (Mutex::default(), Arc::new(Semaphore::new(READERS)));
-        Ok(Self(Arc::new(Inner { path, jobs, readers, reader_slots, failed, lock })))
+        Ok(Self(Arc::new(Inner { path, writes, readers, reader_slots, failed, lock })))
     }
 
     /// Runs `job` in a transaction and returns when it is durable. If `job` fails, what it did is undone. It may be run
@@ -126,22 +126,21 @@ impl Sqlite {
         job: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, DatabaseError> {
         let (job, result) = queued(job);
-        self.0.jobs.send_timeout(job, BUSY_TIMEOUT).await.map_err(|_| DatabaseError::Busy)?;
+        self.0.writes.send(job).await?;
         ended(result).await
     }
 
-    /// The same for what brings more work: fails at once where so many writes wait that it would only make all later.
+    /// The same for what brings more work: it waits behind all other writes, and fails at once where many wait there.
     ///
     /// # Errors
     /// See [`Sqlite::write`]; [`DatabaseError::Busy`] without any delay.
-    pub async fn write_if_room<T: Send + 'static>(
+    pub async fn write_new<T: Send + 'static>(
         &self,
         job: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, DatabaseError> {
         let (job, result) = queued(job);
-        let room = self.0.jobs.capacity() > SPARE;
-        let taken = room && self.0.jobs.try_send(job).is_ok();
-        if taken { ended(result).await } else { Err(DatabaseError::Busy) }
+        self.0.writes.send_new(job)?;
+        ended(result).await
     }
 
     /// Runs `job` on a connection for reading, off the runtime's threads.
@@ -174,8 +173,11 @@ impl Sqlite {
     /// Nothing may be asked of it after that.
     pub async fn close(&self) {
         let _ = self.0.reader_slots.acquire_many(READERS as u32).await;
-        // Behind all others.
+        // Behind all others of either sort.
         let _ = self.write(|_| Ok(())).await;
+        let (last, ended) = queued(|_| Ok(()));
+        self.0.writes.send_last(last).await;
+        let _ = ended.await;
         if let Err(error) = self.0.lock.unlock() {
             tracing::warn!(%error, path = %self.0.path.display(), "cannot unlock the database file");
         }
@@ -233,16 +235,16 @@ fn connect(path: &Path) -> anyhow::Result<Connection> {
     Ok(connection)
 }
 
-fn write_batches(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Write>>, committed: impl Fn()) {
+fn write_batches(
+    connection: &Connection,
+    (runtime, mut waiting): (&Runtime, Waiting<Box<dyn Write>>),
+    committed: impl Fn(),
+) {
     let (mut batch, mut lately) = (Vec::with_capacity(BATCH_MAX), 0);
-    while queue.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+    while runtime.block_on(waiting.receive(&mut batch, BATCH_MAX)) {
         if lately >= MANY && batch.len() < BATCH_MAX {
             std::thread::sleep(GATHER);
-            while batch.len() < BATCH_MAX
-                && let Ok(write) = queue.try_recv()
-            {
-                batch.push(write);
-            }
+            waiting.fill(&mut batch, BATCH_MAX);
         }
         lately = batch.len().max(lately - lately / 16);
         let result = write_together(connection, &mut batch).unwrap_or_else(|| write_each(connection, &mut batch));
@@ -373,24 +375,6 @@ mod tests {
         assert!(matches!(failed, Err(DatabaseError::Failed(_))), "{failed:?}");
         let sum = database.read(|c| c.query_row("select sum(n) from numbers", [], |row| row.get::<_, i64>(0)));
         assert_eq!(sum.await, Ok(4), "1 and 3, and not 2");
-        std::fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[tokio::test]
-    async fn new_work_is_refused_at_once_before_the_queue_is_full() {
-        let folder = scratch("saturated");
-        let database = open(&folder).unwrap();
-        let insert = |n: i64| move |c: &Connection| c.execute("insert into numbers values (?)", [n]);
-        let offered = QUEUE_MAX as i64;
-        let both = async {
-            let new = future::join_all((0..offered).map(|n| database.write_if_room(insert(n))));
-            let under_way = future::join_all((0..SPARE as i64).map(|n| database.write(insert(offered + n))));
-            tokio::join!(new, under_way)
-        };
-        let (new, under_way) = as_one_batch(&database, both).await;
-        let refused = new.iter().filter(|result| **result == Err(DatabaseError::Busy)).count();
-        assert_eq!((refused, new.iter().flatten().count()), (SPARE, QUEUE_MAX - SPARE));
-        assert!(under_way.iter().all(Result::is_ok), "there was room for what is under way");
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -3,20 +3,14 @@
 use super::batch::{self, Outcome, Work};
 use crate::rules::RulesByKind;
 use crate::store::{Changed, StoreError};
-use shared::database::Postgres;
+use shared::database::{Postgres, Waiting, Writes, queue};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// Writes that are committed together at most.
 const BATCH_MAX: usize = 256;
-/// Writes that may wait for the writer.
-const QUEUE_MAX: usize = 4096;
-/// Room in that queue that creates leave: what is under way is ended before more is begun.
-const SPARE: usize = QUEUE_MAX / 4;
-/// How long a full queue is waited for before the caller is told to come back.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a write is tried that met another's, which then was undone.
 const TRIES: usize = 3;
 /// How long it is asked what became of a commit when the connection was lost meanwhile, and how often.
@@ -28,7 +22,7 @@ type Done = oneshot::Sender<Result<Outcome, StoreError>>;
 /// The way to the writer, which ends after the last of these.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
-    jobs: mpsc::Sender<(Work, Done)>,
+    writes: Writes<(Work, Done)>,
 }
 
 #[derive(Debug)]
@@ -45,27 +39,27 @@ impl Writer {
         rules: RulesByKind,
         committed: impl Fn(Vec<Changed>) + Send + Sync + 'static,
     ) -> Self {
-        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        tasks.spawn(Committer { postgres, rules, committed }.run(queue));
-        Self { jobs }
+        let (writes, waiting) = queue();
+        tasks.spawn(Committer { postgres, rules, committed }.run(waiting));
+        Self { writes }
     }
 
-    /// Returns when `work` is durable. A create fails at once where so many writes wait that it would only make all later.
+    /// Returns when `work` is durable. A create waits behind all else, and fails at once where many wait there.
     pub(super) async fn write(&self, work: Work) -> Result<Outcome, StoreError> {
-        if matches!(work, Work::Create(_)) && self.jobs.capacity() <= SPARE {
-            return Err(StoreError::Busy);
-        }
         let (done, outcome) = oneshot::channel();
-        self.jobs.send_timeout((work, done), BUSY_TIMEOUT).await.map_err(|_| StoreError::Busy)?;
+        match work {
+            Work::Create(_) => self.writes.send_new((work, done))?,
+            _ => self.writes.send((work, done)).await?,
+        }
         outcome.await.unwrap_or_else(|_| Err(StoreError::Failed("the writer has stopped".into())))
     }
 }
 
 impl<F: Fn(Vec<Changed>)> Committer<F> {
-    async fn run(self, mut queue: mpsc::Receiver<(Work, Done)>) {
-        let mut waiting = Vec::new();
-        while queue.recv_many(&mut waiting, BATCH_MAX).await > 0 {
-            let (work, done): (Vec<_>, Vec<_>) = waiting.drain(..).unzip();
+    async fn run(self, mut waiting: Waiting<(Work, Done)>) {
+        let mut batch = Vec::new();
+        while waiting.receive(&mut batch, BATCH_MAX).await {
+            let (work, done): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
             let outcomes = self.together(&work).await;
             for (done, outcome) in done.into_iter().zip(outcomes) {
                 let _ = done.send(outcome);

@@ -11,7 +11,7 @@ use shared::message::OperationId;
 impl SqliteStore {
     pub(in crate::store) async fn create(&self, new: NewOperation) -> Result<Created, StoreError> {
         let log = self.log();
-        self.database.write_if_room(move |connection| create(connection, &log, &new)).await
+        self.database.write_new(move |connection| create(connection, &log, &new)).await
     }
 
     pub(in crate::store) async fn was_forgotten(&self, scope: Scope, id: OperationId) -> Result<bool, StoreError> {
