@@ -333,7 +333,7 @@ impl Bench {
     /// What becomes of requests that are due at an even rate, by how many times as many are due as can be carried out.
     async fn saturation(&self) -> anyhow::Result<Value> {
         let (mut can, mut rows) = (0.0, Vec::new());
-        for times in [0.0, 0.5, 1.0, 2.0, 4.0] {
+        for times in [0.0, 0.5, 1.0, 2.0, 3.0] {
             // Each with a store and with memory of its own.
             let folder = tempfile::tempdir()?;
             let (requestor, provider) = (self.requestor(folder.path()), self.provider(folder.path()));
@@ -344,10 +344,13 @@ impl Bench {
                 can = number(&self.rate(&url, 256, 256).await?["perSecond"])?;
             } else {
                 let (rate, pid) = ((can * times).round(), format!("requestor={}", process.id()));
-                let open = ["--learn", "nothing", "--in-flight", ASKERS, "--rate", &rate.to_string(), "--pid", &pid];
-                let measured = self.load(&url, &open).await?;
-                let ended = self.counted(&url, "arr_operations_ended_total").await?;
-                rows.push(json!({ "times": times, "due": rate, "measured": measured, "ended": ended }));
+                // Longer than it takes to connect all.
+                let open = ["--learn", "nothing", "--in-flight", ASKERS, "--warm-up", "3", "--rate"];
+                let started = Instant::now();
+                let measured = self.load(&url, &[&open[..], &[&rate.to_string(), "--pid", &pid]].concat()).await?;
+                let took = started.elapsed().as_secs_f64();
+                let ended = self.counted(&url, "arr_operations_ended_total").await? / took;
+                rows.push(json!({ "times": times, "due": rate, "measured": measured, "endedPerSecond": ended }));
             }
             end(&mut worker).await?;
             end(&mut process).await?;

@@ -184,8 +184,7 @@ pub(crate) fn growth_tables(measured: &Value) -> Vec<String> {
 }
 
 fn saturation_table(measured: &[Value]) -> String {
-    let head =
-        "| times what can be done | due a second | accepted | p50 | p99 | refused | p99 | ended in all | memory |";
+    let head = "| times what can be done | due a second | accepted | p50 | p99 | refused | p99 | ended | memory |";
     table(measured, head, |row| {
         let (count, at) = (|path| apart(number(row, path)), |path| milliseconds(row, path));
         vec![
@@ -196,7 +195,7 @@ fn saturation_table(measured: &[Value]) -> String {
             at("/measured/latencyMicroseconds/p99"),
             count("/measured/refusedPerSecond"),
             at("/measured/refusalMicroseconds/p99"),
-            count("/ended"),
+            count("/endedPerSecond"),
             format!("{:.0} MiB", number(row, "/measured/peakBytes/requestor") / 1_048_576.0),
         ]
     })

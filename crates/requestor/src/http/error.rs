@@ -74,7 +74,7 @@ impl From<StoreError> for Error {
             _ => tracing::error!(%error, "the store failed a caller"),
         }
         let (detail, seconds) = match error {
-            StoreError::Busy => ("more is asked of the store than it can do", 1),
+            StoreError::Busy => ("more is asked than can be stored and sent now", 1),
             StoreError::Full => ("the disk is full", 30),
             StoreError::Untrusted(_) | StoreError::Failed(_) => ("the store failed", 5),
         };

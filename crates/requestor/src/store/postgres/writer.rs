@@ -49,7 +49,7 @@ impl Writer {
         let (done, outcome) = oneshot::channel();
         match work {
             Work::Create(_) => self.writes.send_new((work, done))?,
-            _ => self.writes.send((work, done)).await?,
+            Work::Apply { .. } => self.writes.send((work, done)).await?,
         }
         outcome.await.unwrap_or_else(|_| Err(StoreError::Failed("the writer has stopped".into())))
     }
