@@ -16,8 +16,6 @@ use shared::message::OperationId;
 use shared::{crash, database};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -78,31 +76,9 @@ impl Engine {
     /// Drives operations until `ended`, when nothing more is accepted, and closes the store; webhooks are begun until
     /// `shutdown` only.
     ///
-    /// It has a thread of its own: among the tasks of thousands of callers it would wait for its turn behind all of them, and
-    /// nothing that was accepted would come to its end while more is asked than can be done.
-    ///
     /// # Errors
     /// That the store can no longer be trusted.
     pub(crate) async fn run(
-        &self,
-        config: &Config,
-        background: Background,
-        shutdown: &CancellationToken,
-        ended: &CancellationToken,
-    ) -> anyhow::Result<()> {
-        let (engine, config, shutdown, ended) = (self.clone(), config.clone(), shutdown.clone(), ended.child_token());
-        // Who no longer waits for it lets it end.
-        let _ended = ended.clone().drop_guard();
-        let (done, result) = oneshot::channel();
-        let runtime =
-            runtime::Builder::new_current_thread().enable_all().build().context("a runtime for the engine")?;
-        std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let _ = done.send(runtime.block_on(engine.drive(&config, background, &shutdown, &ended)));
-        })?;
-        result.await.context("the engine has panicked")?
-    }
-
-    async fn drive(
         &self,
         config: &Config,
         background: Background,
