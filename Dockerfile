@@ -4,7 +4,7 @@
 ARG RUST=1
 
 FROM rust:${RUST}-slim-trixie AS builder
-# How it is compiled: `docker compose build --build-arg PROFILE=quick` takes half the time and makes slower programs.
+# How it is compiled: `docker compose build --build-arg PROFILE=quick` takes less than two thirds of the time and makes slower programs.
 ARG PROFILE=release
 WORKDIR /src
 COPY . .

@@ -11,7 +11,6 @@ use harness::postgres::Postgres;
 use harness::process::Service;
 use harness::store::StoreOfTest;
 use jiff::Timestamp;
-use reqwest::StatusCode;
 use serde_json::{Value, json};
 use shared::topology;
 use std::path::Path;
@@ -56,11 +55,7 @@ async fn an_outcome_that_one_instance_takes_wakes_who_waits_at_another() {
     for caller in &callers {
         caller.ready().await;
     }
-    harness::eventually("the kind is announced", async || match callers[0].get("/v1/kinds/nap").await.status() {
-        StatusCode::OK => Ok(()),
-        other => Err(other.to_string()),
-    })
-    .await;
+    callers[0].knows("nap").await;
     let mut late = Vec::new();
     for _ in 0..12 {
         let id = callers[0].submit("nap", &json!({})).await;

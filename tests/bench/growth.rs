@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use futures_util::future::try_join_all;
 use harness::broker::Broker;
+use harness::caller::Caller;
 use harness::http_client;
 use harness::postgres::Postgres;
 use harness::process::{Process, Service, command};
@@ -219,11 +220,11 @@ impl Bench {
                 let provider = self.provider(&own).with_config(file.clone()).with("PROVIDER_KINDS", "sleep");
                 running.push(provider.with("PROVIDER_CONCURRENCY", &SLOTS.to_string()).start().await);
             }
-            self.known(&url, "sleep").await?;
+            Caller::new(url.clone()).knows("sleep").await;
             let jobs = providers * SLOTS * rounds;
             let started = Instant::now();
             self.submit_all(&url, "sleep", jobs, 16).await?;
-            self.none_open(&url).await?;
+            Caller::new(url.clone()).none_open().await;
             let (took, ideal) = (started.elapsed().as_secs_f64(), (SLEEP * u32::try_from(rounds)?).as_secs_f64());
             rows.push(json!({ "providers": providers, "perSecond": jobs as f64 / took, "ofIdeal": ideal / took }));
         }
@@ -232,34 +233,6 @@ impl Bench {
         }
         end(&mut process).await?;
         Ok(json!(rows))
-    }
-
-    /// Waits until a kind is announced.
-    async fn known(&self, url: &str, kind: &str) -> anyhow::Result<()> {
-        let until = Instant::now() + Duration::from_secs(30);
-        while self.http.get(format!("{url}/v1/kinds/{kind}")).send().await?.status() != StatusCode::OK {
-            ensure!(Instant::now() < until, "{kind} is not announced");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
-
-    /// Waits until no operation is open.
-    async fn none_open(&self, url: &str) -> anyhow::Result<()> {
-        let until = Instant::now() + Duration::from_secs(120);
-        loop {
-            let mut open = 0;
-            for status in ["NotStarted", "Running"] {
-                let url = format!("{url}/v1/operations?status={status}&pageSize=1");
-                let page: Value = self.http.get(url).send().await?.json().await?;
-                open += page["operations"].as_array().context("a list")?.len();
-            }
-            if open == 0 {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "some do not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
     }
 
     /// Operations a second by one and by two requestors on one PostgreSQL database.
@@ -289,20 +262,17 @@ impl Bench {
 
     /// Operations a second, by their bytes.
     async fn payload(&self) -> anyhow::Result<Value> {
-        let folder = tempfile::tempdir()?;
-        let (requestor, provider) = (self.requestor(folder.path()), self.provider(folder.path()));
-        let (mut process, mut worker) = (requestor.start().await, provider.start().await);
-        let (url, mut rows) = (url(&requestor), Vec::new());
-        ready(&url).await;
-        for bytes in [256, 4096, 65_536, 262_144] {
-            let measured = self.rate(&url, 64, bytes).await?;
-            rows.push(json!({
-                "bytes": bytes, "perSecond": measured["perSecond"], "latency": measured["latencyMicroseconds"],
-            }));
-        }
-        end(&mut worker).await?;
-        end(&mut process).await?;
-        Ok(json!(rows))
+        let rows = self.with_pair(async |url, _| {
+            let mut rows = Vec::new();
+            for bytes in [256, 4096, 65_536, 262_144] {
+                let measured = self.rate(url, 64, bytes).await?;
+                rows.push(json!({
+                    "bytes": bytes, "perSecond": measured["perSecond"], "latency": measured["latencyMicroseconds"],
+                }));
+            }
+            Ok(json!(rows))
+        });
+        rows.await
     }
 
     /// As fast as it goes, with so many in flight.
@@ -322,41 +292,41 @@ impl Bench {
         Ok(measured)
     }
 
-    /// The sum of a counter over all its labels.
-    async fn counted(&self, url: &str, counter: &str) -> anyhow::Result<f64> {
-        let metrics = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
-        let values =
-            metrics.lines().filter(|line| line.starts_with(counter)).filter_map(|line| line.rsplit(' ').next());
-        values.map(|value| value.parse::<f64>().context("a counter")).sum()
-    }
-
     /// What becomes of requests that are due at an even rate, by how many times as many are due as can be carried out.
     async fn saturation(&self) -> anyhow::Result<Value> {
-        let (mut can, mut rows) = (0.0, Vec::new());
-        for times in [0.0, 0.5, 1.0, 2.0, 3.0] {
+        let mut rows = Vec::new();
+        let can = self.with_pair(async |url, _| self.rate(url, 256, 256).await).await?;
+        let can = can["perSecond"].as_f64().context("a rate")?;
+        for times in [0.5, 1.0, 2.0, 3.0] {
+            let rate = (can * times).round();
             // Each with a store and with memory of its own.
-            let folder = tempfile::tempdir()?;
-            let (requestor, provider) = (self.requestor(folder.path()), self.provider(folder.path()));
-            let (mut process, mut worker) = (requestor.start().await, provider.start().await);
-            let url = url(&requestor);
-            ready(&url).await;
-            if times == 0.0 {
-                can = number(&self.rate(&url, 256, 256).await?["perSecond"])?;
-            } else {
-                let (rate, pid) = ((can * times).round(), format!("requestor={}", process.id()));
-                // Longer than it takes to connect all.
-                let open = ["--learn", "nothing", "--in-flight", ASKERS, "--warm-up", "3", "--rate"];
+            let row = self.with_pair(async |url, requestor| {
+                let (due, pid) = (rate.to_string(), format!("requestor={requestor}"));
+                let open = ["--learn", "nothing", "--in-flight", ASKERS, "--rate", &due, "--pid", &pid];
                 let started = Instant::now();
-                let measured = self.load(&url, &[&open[..], &[&rate.to_string(), "--pid", &pid]].concat()).await?;
+                // Longer to warm up than it takes to connect all.
+                let measured = self.load(url, &[&open[..], &["--warm-up", "3"]].concat()).await?;
                 let took = started.elapsed().as_secs_f64();
-                let ended = self.counted(&url, "arr_operations_ended_total").await? / took;
-                rows.push(json!({ "times": times, "due": rate, "measured": measured, "endedPerSecond": ended }));
-            }
-            end(&mut worker).await?;
-            end(&mut process).await?;
-            self.forget_queue("echo").await?;
+                let ended = Caller::new(url.to_owned()).metric("arr_operations_ended_total", "").await / took;
+                Ok(json!({ "times": times, "due": rate, "measured": measured, "endedPerSecond": ended }))
+            });
+            rows.push(row.await?);
         }
         Ok(json!(rows))
+    }
+
+    /// Measures at the URL of a new requestor of this process id, which has a provider.
+    async fn with_pair(&self, measure: impl AsyncFnOnce(&str, u32) -> anyhow::Result<Value>) -> anyhow::Result<Value> {
+        let folder = tempfile::tempdir()?;
+        let (requestor, provider) = (self.requestor(folder.path()), self.provider(folder.path()));
+        let (mut process, mut worker) = (requestor.start().await, provider.start().await);
+        let url = url(&requestor);
+        ready(&url).await;
+        let measured = measure(&url, process.id()).await?;
+        end(&mut worker).await?;
+        end(&mut process).await?;
+        self.forget_queue("echo").await?;
+        Ok(measured)
     }
 
     /// Latency of submits at an even rate, with nothing to forget, and while operations past their retention are forgotten.
@@ -407,16 +377,12 @@ fn payload(bytes: usize) -> Value {
     json!({ "payload": "x".repeat(bytes.saturating_sub(14)) })
 }
 
-fn number(value: &Value) -> anyhow::Result<f64> {
-    value.as_f64().context("a number")
-}
-
 fn url(requestor: &Service) -> String {
     format!("http://127.0.0.1:{}", requestor.port())
 }
 
 async fn ready(url: &str) {
-    harness::caller::Caller::new(url.to_owned()).ready().await;
+    Caller::new(url.to_owned()).ready().await;
 }
 
 async fn end(process: &mut Process) -> anyhow::Result<()> {

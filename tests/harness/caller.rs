@@ -150,6 +150,17 @@ impl Caller {
         .await;
     }
 
+    /// Waits until `kind` can be asked for.
+    pub async fn knows(&self, kind: &str) {
+        eventually(&format!("{kind} can be asked for"), async || {
+            match self.get(&format!("/v1/kinds/{kind}")).await.status() {
+                StatusCode::OK => Ok(()),
+                other => Err(other.to_string()),
+            }
+        })
+        .await;
+    }
+
     /// The sum of a counter of `/metrics` over those of its labels that contain `label`.
     ///
     /// # Panics

@@ -73,8 +73,7 @@ impl Engine {
         Ok((engine, Background { queues, deliverer }))
     }
 
-    /// Drives operations until `ended`, when nothing more is accepted, and closes the store; webhooks are begun until
-    /// `shutdown` only.
+    /// Drives operations until `ended`, when nothing more is accepted; webhooks are begun until `shutdown` only.
     ///
     /// # Errors
     /// That the store can no longer be trusted.
@@ -98,13 +97,10 @@ impl Engine {
             let backlog = backlog::run(&self.store, &self.kinds, ended);
             tokio::join!(self.gateway.run(config, queues, ended), sweeper, webhooks, watch, pace, backlog)
         };
-        // On the heap: it holds all that a session does.
-        let result = tokio::select! {
-            _ = Box::pin(work) => Ok(()),
-            () = self.store.failed() => Err(anyhow::anyhow!("the store can no longer be trusted; see the log")),
-        };
-        self.store.close().await;
-        result
+        tokio::select! {
+            _ = work => Ok(()),
+            () = self.store.failed() => anyhow::bail!("the store can no longer be trusted; see the log"),
+        }
     }
 
     /// Stores a request, and sends it if it is new. While more are stored than can be sent, further ones are refused, but not

@@ -67,5 +67,7 @@ async fn serve(config: Config, kinds: Kinds, listener: TcpListener, shutdown: Ca
         http_ended.cancel();
         anyhow::Ok(served)
     };
-    tokio::try_join!(server, engine.run(&config, background, &shutdown, &http_ended))?.0
+    let ended = tokio::try_join!(server, engine.run(&config, background, &shutdown, &http_ended));
+    engine.store.close().await;
+    ended?.0
 }

@@ -95,9 +95,10 @@ impl Requestor {
         let inner = Arc::clone(&requestor.0);
         requestor.0.tasks.spawn(async move {
             let Inner { engine, config, shutdown, .. } = &*inner;
-            if let Err(error) = engine.run(config, background, shutdown, shutdown).await {
+            if let Err(error) = Box::pin(engine.run(config, background, shutdown, shutdown)).await {
                 tracing::error!(%error, "the requestor ended");
             }
+            engine.store.close().await;
             // Who waits for an outcome need not wait for what will not come.
             shutdown.cancel();
         });
